@@ -1,0 +1,311 @@
+//! [`JobClass`]: what an administrator lets jobs use.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{LocalObjectReference, PodSecurityContext, SecurityContext, Toleration};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::request::PullPolicy;
+
+/// Name of the class that applies to jobs that name none.
+pub const DEFAULT_CLASS: &str = "default";
+
+/// What jobs of the class run with. Every field has a default, so an empty spec is a valid class.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "roadstead.dev",
+    version = "v1alpha1",
+    kind = "JobClass",
+    plural = "jobclasses",
+    derive = "PartialEq",
+    shortname = "jc",
+    category = "ci",
+    doc = "JobClass says what jobs may use, where they run and for how long.",
+    printcolumn(name = "Image", type_ = "string", json_path = ".spec.image.default"),
+    printcolumn(name = "Shell", type_ = "string", json_path = ".spec.builds.shell"),
+    printcolumn(name = "Timeout", type_ = "integer", json_path = ".spec.timeouts.jobSeconds"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Description", type_ = "string", json_path = ".spec.description", priority = 1)
+)]
+#[cfg_attr(test, kube(cel), x_kube(cel))]
+#[serde(rename_all = "camelCase")]
+pub struct JobClassSpec {
+    /// What the class is for, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub description: Option<String>,
+
+    /// The build container's image.
+    #[serde(default)]
+    pub image: BuildImage,
+
+    /// The helper container's image, which checks out and moves caches and artifacts.
+    #[serde(default)]
+    pub helper: Helper,
+
+    /// How scripts are written and where they run.
+    #[serde(default)]
+    pub builds: Builds,
+
+    /// Requests and limits of the containers.
+    #[serde(default)]
+    pub resources: ContainerResources,
+
+    /// How long things may take.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+
+    /// The pod around the containers.
+    #[serde(default)]
+    pub pod: PodSettings,
+}
+
+/// The build container's image.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildImage {
+    /// Image of jobs that name none in `.gitlab-ci.yml`. Without it such jobs are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub default: Option<String>,
+
+    /// Pull policy of jobs that name none. Kubernetes' own default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+}
+
+/// The helper container.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Helper {
+    /// Image with git, and with gitlab-runner-helper for caches and artifacts. The operator's
+    /// own helper image where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub image: Option<String>,
+
+    /// Pull policy of the helper and agent images. Kubernetes' own default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+
+    /// Where the stage-agent comes from.
+    #[serde(default)]
+    pub agent: AgentSource,
+}
+
+/// How the stage-agent gets into a job's pod.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AgentSource {
+    /// A small container of its own copies it and exits. Works with any helper image.
+    #[default]
+    Container,
+    /// The helper image carries it (Roadstead's own does): one container less to start.
+    HelperImage,
+}
+
+/// Script dialect.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Shell {
+    /// Bash where the image has it, otherwise its `sh`.
+    #[default]
+    Bash,
+    /// The image's `sh`.
+    Sh,
+}
+
+impl Shell {
+    /// gitlab-runner's name of the dialect.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Sh => "sh",
+        }
+    }
+}
+
+/// How scripts are written and where they run.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(test, x_kube(cel))]
+#[x_kube(
+    validation = Rule::new("self.buildsDir != self.cacheDir && !self.buildsDir.startsWith(self.cacheDir + '/') && !self.cacheDir.startsWith(self.buildsDir + '/')")
+        .message("buildsDir and cacheDir must not be the same or inside each other")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Builds {
+    /// Script dialect that gitlab-runner generates.
+    #[serde(default)]
+    pub shell: Shell,
+
+    /// Absolute path that repositories are checked out in (gitlab-runner's `builds_dir`).
+    #[serde(default = "default_builds_dir")]
+    #[schemars(length(max = 256), regex(pattern = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"))]
+    pub builds_dir: String,
+
+    /// Absolute path of local caches (gitlab-runner's `cache_dir`).
+    #[serde(default = "default_cache_dir")]
+    #[schemars(length(max = 256), regex(pattern = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"))]
+    pub cache_dir: String,
+}
+
+fn default_builds_dir() -> String {
+    "/builds".to_owned()
+}
+
+fn default_cache_dir() -> String {
+    "/cache".to_owned()
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self { shell: Shell::default(), builds_dir: default_builds_dir(), cache_dir: default_cache_dir() }
+    }
+}
+
+/// Requests and limits of each container of the pod.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerResources {
+    /// The container that runs the job's scripts.
+    #[serde(default)]
+    pub build: Resources,
+    /// The container that checks out and moves caches and artifacts; the container that only
+    /// copies the agent gets the same.
+    #[serde(default)]
+    pub helper: Resources,
+}
+
+/// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(test, x_kube(cel))]
+#[x_kube(
+    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name])) && self.limits.all(name, isQuantity(self.limits[name]))")
+        .message("requests and limits must be Kubernetes quantities such as 500m or 2Gi"),
+    validation = Rule::new("self.requests.all(name, !isQuantity(self.requests[name]) || !(name in self.limits) || !isQuantity(self.limits[name]) || quantity(self.requests[name]).compareTo(quantity(self.limits[name])) <= 0)")
+        .message("a request must not exceed its limit")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What the scheduler sets aside for the container.
+    #[serde(default)]
+    #[schemars(length(max = 16), extend("maxProperties" = 16), inner(length(max = 32)))]
+    pub requests: BTreeMap<String, String>,
+
+    /// What the container cannot exceed.
+    #[serde(default)]
+    #[schemars(length(max = 16), extend("maxProperties" = 16), inner(length(max = 32)))]
+    pub limits: BTreeMap<String, String>,
+}
+
+/// How long things may take, in seconds.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(test, x_kube(cel))]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// Longest a job may take, from its request to its end. The job's own timeout applies where it
+    /// is smaller. At least ten minutes, as for GitLab's maximum job timeout.
+    #[serde(default = "default_job_seconds")]
+    #[schemars(range(min = 600, max = 31_536_000))]
+    pub job_seconds: i64,
+
+    /// Longest the pod may take from its creation until its containers run, image pull included.
+    #[serde(default = "default_start_seconds")]
+    #[schemars(range(min = 5, max = 86_400))]
+    pub start_seconds: i64,
+
+    /// Time between SIGTERM and SIGKILL when a stage is stopped. Keep it well below gitlab-runner's
+    /// `graceful_kill_timeout`.
+    #[serde(default = "default_grace_seconds")]
+    #[schemars(range(min = 0, max = 240))]
+    pub termination_grace_seconds: i64,
+
+    /// How long a pod lives without a client before it ends itself: the answer to the death of
+    /// gitlab-runner. After a stage that failed, and that gitlab-runner may therefore try again
+    /// after up to five minutes, at least 330 s.
+    #[serde(default = "default_orphan_seconds")]
+    #[schemars(range(min = 10, max = 86_400))]
+    pub orphan_seconds: i64,
+
+    /// How long a finished CiJob is kept, for `kubectl get cij`.
+    #[serde(default = "default_ttl_seconds")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: i64,
+}
+
+fn default_job_seconds() -> i64 {
+    86_400
+}
+
+fn default_start_seconds() -> i64 {
+    600
+}
+
+fn default_grace_seconds() -> i64 {
+    10
+}
+
+fn default_orphan_seconds() -> i64 {
+    120
+}
+
+fn default_ttl_seconds() -> i64 {
+    3_600
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            job_seconds: default_job_seconds(),
+            start_seconds: default_start_seconds(),
+            termination_grace_seconds: default_grace_seconds(),
+            orphan_seconds: default_orphan_seconds(),
+            ttl_seconds_after_finished: default_ttl_seconds(),
+        }
+    }
+}
+
+/// The pod around the containers.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSettings {
+    /// Secrets in the job's namespace with credentials for pulling images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints that the pod tolerates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+
+    /// Security context of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<PodSecurityContext>,
+
+    /// Security context of each container of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_security_context: Option<SecurityContext>,
+
+    /// Anything else: a partial PodTemplateSpec (`metadata.labels`, `metadata.annotations`,
+    /// `spec`) laid over the pod last. Objects merge by key; lists whose items have a `name`
+    /// (containers, volumes, env) merge by name; every other value replaces what was there. The
+    /// names and labels by which Roadstead finds its pods cannot be changed, and
+    /// `shareProcessNamespace` and `hostPID` are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub overlay: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
+}

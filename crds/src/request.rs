@@ -1,0 +1,174 @@
+//! [`JobRequest`]: the job as GitLab described it to the runner.
+//!
+//! Every field is taken from the job response that GitLab sent (the file behind
+//! `JOB_RESPONSE_FILE`), never from the environment, which the job's own variables can shadow.
+//! No variable, token or script is part of it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One GitLab job, as requested.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(test, x_kube(cel))]
+#[serde(rename_all = "camelCase")]
+pub struct JobRequest {
+    /// URL of the GitLab server that assigned the job, without credentials.
+    #[schemars(length(min = 1, max = 512))]
+    pub server: String,
+
+    /// The job.
+    pub job: JobIdentity,
+
+    /// The project that the job belongs to.
+    pub project: ProjectIdentity,
+
+    /// The Git ref and commit that the job runs for.
+    #[serde(rename = "ref")]
+    pub git_ref: GitRef,
+
+    /// ID of the pipeline (`CI_PIPELINE_ID`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline_id: Option<i64>,
+
+    /// ID of the user who started the job (`GITLAB_USER_ID`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<i64>,
+
+    /// The runner that took the job.
+    #[serde(default)]
+    pub runner: RunnerIdentity,
+
+    /// Name of the JobClass to use. Without it the class named `default` applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub class_name: Option<String>,
+
+    /// Image of the build container. Without it the class's default image applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRequest>,
+
+    /// Timeout of the job in seconds as GitLab computed it (the smaller of the project's or job's
+    /// and the runner's). The class may shorten it.
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub timeout_seconds: i64,
+
+    /// When the shim asked, by the shim's clock. Zero point of the start breakdown in status.
+    pub requested_at: MicroTime,
+}
+
+/// Which job of GitLab's it is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct JobIdentity {
+    /// GitLab's ID of the job (`CI_JOB_ID`).
+    #[schemars(range(min = 0))]
+    pub id: i64,
+
+    /// Name of the job in `.gitlab-ci.yml` (`CI_JOB_NAME`).
+    #[schemars(length(max = 255))]
+    pub name: String,
+
+    /// Stage of the job in the pipeline (`CI_JOB_STAGE`).
+    #[schemars(length(max = 255))]
+    pub stage: String,
+}
+
+/// Which project of GitLab's it is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ProjectIdentity {
+    /// GitLab's ID of the project (`CI_PROJECT_ID`).
+    pub id: i64,
+
+    /// Full path of the project, groups included (`CI_PROJECT_PATH`).
+    #[schemars(length(max = 512))]
+    pub path: String,
+}
+
+/// What the job runs for.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GitRef {
+    /// Name of the branch or tag, or `refs/merge-requests/<n>/head` and its kin (`CI_COMMIT_REF_NAME`).
+    #[schemars(length(max = 1024))]
+    pub name: String,
+
+    /// Whether it is a branch or a tag.
+    #[serde(rename = "type")]
+    pub ref_type: GitRefType,
+
+    /// Commit that the job checks out (`CI_COMMIT_SHA`).
+    #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]*$"))]
+    pub sha: String,
+
+    /// Whether GitLab says that the ref is protected; absent where the server does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
+}
+
+/// Kind of a Git ref, in GitLab's words.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum GitRefType {
+    /// A branch; merge request refs count as branches.
+    Branch,
+    /// A tag.
+    Tag,
+}
+
+/// The runner as GitLab's payload names it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerIdentity {
+    /// GitLab's ID of the runner (`CI_RUNNER_ID`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<i64>,
+
+    /// Description of the runner (`CI_RUNNER_DESCRIPTION`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub description: Option<String>,
+}
+
+/// The image that the job asked for (`image:` in `.gitlab-ci.yml`).
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageRequest {
+    /// Reference of the image, variables expanded.
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: String,
+
+    /// Pull policies in the order to try. The first one is applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub pull_policy: Vec<PullPolicy>,
+
+    /// User to run the build container as (`image:kubernetes:user`), `uid` or `uid:gid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^[0-9]{1,10}(:[0-9]{1,10})?$"))]
+    pub user: Option<String>,
+}
+
+/// When to pull an image; GitLab's `always`, `if-not-present`, `never` in Kubernetes' spelling.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Ask the registry at each start.
+    Always,
+    /// Pull only what the node does not have.
+    IfNotPresent,
+    /// Use what the node has or fail.
+    Never,
+}
+
+impl PullPolicy {
+    /// Kubernetes' name of the policy (`imagePullPolicy` of a container).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}

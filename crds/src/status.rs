@@ -1,0 +1,223 @@
+//! [`CiJobStatus`]: what the operator decided and observed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::jobclass::Shell;
+use crate::reason::Reason;
+
+/// State of a CiJob. Only the operator writes it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CiJobStatus {
+    /// Where the job is. The last five phases are final.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+
+    /// Why it is there, one word of a closed list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+
+    /// The same in a sentence for the job log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+
+    /// Conditions `Admitted`, `Scheduled`, `Started`, `Finished`, `Disrupted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// Name of the JobClass that was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+
+    /// Image of the build container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+
+    /// What gitlab-runner has to be told about the job's environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<JobConfig>,
+
+    /// The job's pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodStatus>,
+
+    /// Requests and limits that were applied, by container name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, EffectiveResources>,
+
+    /// Timeouts that apply to the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<EffectiveTimeouts>,
+
+    /// Where the time of the start went, in milliseconds since `spec.request.requestedAt`.
+    /// The operator's steps are by its own clock, so a skew between its node and the runner's shows in them.
+    #[serde(default)]
+    pub start: StartBreakdown,
+
+    /// When the job's containers ran, by the operator's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+
+    /// When the job reached a final phase, by the operator's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+
+    /// Time from `spec.request.requestedAt` to `finishedAt`, for people: `1m12s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+}
+
+/// Where a job is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Waits for room.
+    Queued,
+    /// May run; its pod is about to be created.
+    Admitted,
+    /// Its pod exists and is being started.
+    Starting,
+    /// Its containers run.
+    Running,
+    /// Final: all stages succeeded.
+    Succeeded,
+    /// Final: the job failed by its own doing.
+    Failed,
+    /// Final: Roadstead or the cluster failed.
+    Errored,
+    /// Final: it was canceled.
+    Canceled,
+    /// Final: it ran longer than its timeout.
+    TimedOut,
+}
+
+impl Phase {
+    /// Whether nothing follows this phase.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Queued | Self::Admitted | Self::Starting | Self::Running => false,
+            Self::Succeeded | Self::Failed | Self::Errored | Self::Canceled | Self::TimedOut => true,
+        }
+    }
+
+    /// The word itself, for metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "Queued",
+            Self::Admitted => "Admitted",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Errored => "Errored",
+            Self::Canceled => "Canceled",
+            Self::TimedOut => "TimedOut",
+        }
+    }
+}
+
+/// Types of the conditions of a CiJob.
+pub mod condition {
+    /// The job may run: its class was found and applied.
+    pub const ADMITTED: &str = "Admitted";
+    /// The job's pod has a node.
+    pub const SCHEDULED: &str = "Scheduled";
+    /// The job's containers run.
+    pub const STARTED: &str = "Started";
+    /// The job has ended, however it did.
+    pub const FINISHED: &str = "Finished";
+    /// The cluster is about to take the job's pod away, or did.
+    pub const DISRUPTED: &str = "Disrupted";
+}
+
+/// What the custom executor's `config` stage answers gitlab-runner, taken from the class.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct JobConfig {
+    /// Dialect of the scripts that gitlab-runner generates.
+    pub shell: Shell,
+    /// Directory that repositories are checked out in (`builds_dir`).
+    pub builds_dir: String,
+    /// Directory of local caches (`cache_dir`).
+    pub cache_dir: String,
+}
+
+/// The job's pod.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Name of the pod. Stored before the pod is created; no name is ever used twice.
+    pub name: String,
+
+    /// Which pod of the job it is, from 1.
+    pub attempt: i32,
+
+    /// UID of the pod, as the API server answered its creation. The shim runs nothing in a pod
+    /// that does not name this UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+
+    /// Node that the pod was bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// Requests and limits of one container, in Kubernetes' quantities by resource name.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveResources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, String>,
+    /// What the container cannot exceed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, String>,
+}
+
+/// Timeouts in seconds that apply to the job.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveTimeouts {
+    /// The whole job: the smaller of the request's and the class's.
+    pub job_seconds: i64,
+    /// From the pod's creation to the start of its containers.
+    pub start_seconds: i64,
+    /// From SIGTERM to SIGKILL when a stage is stopped.
+    pub termination_grace_seconds: i64,
+    /// How long the pod lives without a client.
+    pub orphan_seconds: i64,
+    /// How long the finished CiJob is kept.
+    pub ttl_seconds_after_finished: i64,
+}
+
+/// Milliseconds from the request to each step of the start.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StartBreakdown {
+    /// The operator admitted the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted_ms: Option<i64>,
+    /// The API server accepted the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_created_ms: Option<i64>,
+    /// The operator saw the pod bound to a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_ms: Option<i64>,
+    /// The operator saw the containers running. The kubelet reports about once a second, so the
+    /// agents usually answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_ms: Option<i64>,
+    /// The agent in the helper container answered the shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper_ms: Option<i64>,
+    /// The agent in the build container answered the shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_ms: Option<i64>,
+    /// The first byte of a stage's output arrived at the shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<i64>,
+}
