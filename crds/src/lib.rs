@@ -6,18 +6,29 @@
 //!
 //! The YAML in `manifests/` is generated from these types; a test keeps the two together.
 
+#[cfg(feature = "objects")]
 pub mod cijob;
+#[cfg(feature = "objects")]
 pub mod jobclass;
 pub mod labels;
+#[cfg(feature = "objects")]
 pub mod names;
+#[cfg(feature = "objects")]
 pub mod reason;
+#[cfg(feature = "objects")]
 pub mod report;
+#[cfg(feature = "objects")]
 pub mod request;
+#[cfg(feature = "objects")]
 pub mod status;
 
+#[cfg(feature = "objects")]
 pub use cijob::{CiJob, CiJobSpec};
+#[cfg(feature = "objects")]
 pub use jobclass::{JobClass, JobClassSpec};
+#[cfg(feature = "objects")]
 pub use reason::Reason;
+#[cfg(feature = "objects")]
 pub use status::{CiJobStatus, Phase};
 
 /// API group of both kinds.
