@@ -37,7 +37,6 @@ use crate::status::CiJobStatus;
     printcolumn(name = "Image", type_ = "string", json_path = ".status.image", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
-#[cfg_attr(test, kube(cel), x_kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct CiJobSpec {
     /// What GitLab asked for. Immutable.

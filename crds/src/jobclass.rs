@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::request::PullPolicy;
+use crate::schema;
 
 /// Name of the class that applies to jobs that name none.
 pub const DEFAULT_CLASS: &str = "default";
@@ -23,13 +24,14 @@ pub const DEFAULT_CLASS: &str = "default";
     shortname = "jc",
     category = "ci",
     doc = "JobClass says what jobs may use, where they run and for how long.",
+    validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("a JobClass is named by at most 63 lower-case letters, digits and hyphens: jobs and labels carry the name"),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image.default"),
     printcolumn(name = "Shell", type_ = "string", json_path = ".spec.builds.shell"),
     printcolumn(name = "Timeout", type_ = "integer", json_path = ".spec.timeouts.jobSeconds"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Description", type_ = "string", json_path = ".spec.description", priority = 1)
 )]
-#[cfg_attr(test, kube(cel), x_kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct JobClassSpec {
     /// What the class is for, in a sentence.
@@ -73,6 +75,7 @@ pub struct BuildImage {
 
     /// Pull policy of jobs that name none. Kubernetes' own default where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::described_by_field)]
     pub pull_policy: Option<PullPolicy>,
 }
 
@@ -88,6 +91,7 @@ pub struct Helper {
 
     /// Pull policy of the helper and agent images. Kubernetes' own default where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::described_by_field)]
     pub pull_policy: Option<PullPolicy>,
 
     /// Where the stage-agent comes from.
@@ -128,7 +132,6 @@ impl Shell {
 
 /// How scripts are written and where they run.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[cfg_attr(test, x_kube(cel))]
 #[x_kube(
     validation = Rule::new("self.buildsDir != self.cacheDir && !self.buildsDir.startsWith(self.cacheDir + '/') && !self.cacheDir.startsWith(self.buildsDir + '/')")
         .message("buildsDir and cacheDir must not be the same or inside each other")
@@ -179,10 +182,9 @@ pub struct ContainerResources {
 
 /// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[cfg_attr(test, x_kube(cel))]
 #[x_kube(
-    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name])) && self.limits.all(name, isQuantity(self.limits[name]))")
-        .message("requests and limits must be Kubernetes quantities such as 500m or 2Gi"),
+    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name]) && quantity(self.requests[name]).sign() >= 0) && self.limits.all(name, isQuantity(self.limits[name]) && quantity(self.limits[name]).sign() >= 0)")
+        .message("requests and limits must be Kubernetes quantities such as 500m or 2Gi, and not negative"),
     validation = Rule::new("self.requests.all(name, !isQuantity(self.requests[name]) || !(name in self.limits) || !isQuantity(self.limits[name]) || quantity(self.requests[name]).compareTo(quantity(self.limits[name])) <= 0)")
         .message("a request must not exceed its limit")
 )]
@@ -190,18 +192,17 @@ pub struct ContainerResources {
 pub struct Resources {
     /// What the scheduler sets aside for the container.
     #[serde(default)]
-    #[schemars(length(max = 16), extend("maxProperties" = 16), inner(length(max = 32)))]
+    #[schemars(schema_with = "schema::quantities")]
     pub requests: BTreeMap<String, String>,
 
     /// What the container cannot exceed.
     #[serde(default)]
-    #[schemars(length(max = 16), extend("maxProperties" = 16), inner(length(max = 32)))]
+    #[schemars(schema_with = "schema::quantities")]
     pub limits: BTreeMap<String, String>,
 }
 
 /// How long things may take, in seconds.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[cfg_attr(test, x_kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
     /// Longest a job may take, from its request to its end. The job's own timeout applies where it
@@ -272,25 +273,27 @@ impl Default for Timeouts {
 pub struct PodSettings {
     /// Secrets in the job's namespace with credentials for pulling images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), transform = schema::bounded)]
     pub image_pull_secrets: Vec<LocalObjectReference>,
 
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(schema_with = "schema::labels")]
     pub node_selector: BTreeMap<String, String>,
 
     /// Taints that the pod tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 32), transform = schema::bounded)]
     pub tolerations: Vec<Toleration>,
 
     /// Security context of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::bounded)]
     pub security_context: Option<PodSecurityContext>,
 
     /// Security context of each container of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::bounded)]
     pub container_security_context: Option<SecurityContext>,
 
     /// Anything else: a partial PodTemplateSpec (`metadata.labels`, `metadata.annotations`,
@@ -299,13 +302,6 @@ pub struct PodSettings {
     /// names and labels by which Roadstead finds its pods cannot be changed, and
     /// `shareProcessNamespace` and `hostPID` are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "any_object")]
+    #[schemars(schema_with = "schema::any_object")]
     pub overlay: Option<serde_json::Map<String, serde_json::Value>>,
-}
-
-fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": true,
-    })
 }

@@ -20,6 +20,8 @@ pub mod report;
 #[cfg(feature = "objects")]
 pub mod request;
 #[cfg(feature = "objects")]
+mod schema;
+#[cfg(feature = "objects")]
 pub mod status;
 
 #[cfg(feature = "objects")]

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// How the job went, as the shim saw it. The operator's own observation wins over it.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[cfg_attr(test, x_kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct JobReport {
     /// How the job ended. With it the operator removes the pod.

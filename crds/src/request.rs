@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// One GitLab job, as requested.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[cfg_attr(test, x_kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct JobRequest {
     /// URL of the GitLab server that assigned the job, without credentials.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::jobclass::Shell;
 use crate::reason::Reason;
+use crate::schema;
 
 /// State of a CiJob. Only the operator writes it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -15,10 +16,12 @@ use crate::reason::Reason;
 pub struct CiJobStatus {
     /// Where the job is. The last five phases are final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::described_by_field)]
     pub phase: Option<Phase>,
 
     /// Why it is there, one word of a closed list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::described_by_field)]
     pub reason: Option<Reason>,
 
     /// The same in a sentence for the job log.
