@@ -36,6 +36,9 @@ pub enum Reason {
     ImageNotFound,
     /// The image could not be pulled for another reason.
     ImagePullFailed,
+    /// The job's image is on the node but cannot be run: it has no /bin/sh, is for another CPU
+    /// architecture, or would run as root where the class forbids it.
+    ImageUnusable,
     /// The cluster refused the pod: quota, admission, validation.
     PodRejected,
     /// A container of the pod could not be created.
@@ -85,6 +88,7 @@ impl Reason {
             Self::InvalidImageName => "InvalidImageName",
             Self::ImageNotFound => "ImageNotFound",
             Self::ImagePullFailed => "ImagePullFailed",
+            Self::ImageUnusable => "ImageUnusable",
             Self::PodRejected => "PodRejected",
             Self::ContainerCreateFailed => "ContainerCreateFailed",
             Self::ContainerTerminated => "ContainerTerminated",
@@ -100,9 +104,11 @@ impl Reason {
     /// Whose doing a job that ended for this reason is.
     pub fn blame(self) -> Blame {
         match self {
-            Self::ScriptFailed | Self::InvalidImageName | Self::ImageNotFound | Self::OutOfMemory => {
-                Blame::User
-            }
+            Self::ScriptFailed
+            | Self::InvalidImageName
+            | Self::ImageNotFound
+            | Self::ImageUnusable
+            | Self::OutOfMemory => Blame::User,
             Self::Held
             | Self::Scheduling
             | Self::Unschedulable
