@@ -1,5 +1,21 @@
 //! Roadstead's test bench: clusters to run on, a GitLab to talk to, a runner to drive the shim, and what is built of
 //! them: end-to-end tests, the demo and the benchmark.
 
+pub mod cli;
+pub mod cluster;
 pub mod coordinator;
 pub mod gitrepo;
+
+mod exec;
+mod hash;
+mod images;
+mod lock;
+mod packages;
+mod product;
+mod progress;
+mod provider;
+mod state;
+mod tools;
+mod wait;
+
+pub use cluster::{Action, Cluster, Component};

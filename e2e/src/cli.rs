@@ -1,0 +1,312 @@
+//! The command line: `cargo e2e …`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::cluster::{Action, Cluster, Component};
+use crate::exec::command;
+use crate::images::Images;
+use crate::lock::Lock;
+use crate::product;
+use crate::progress::{Progress, error_line, output};
+use crate::provider::host::{self, Host};
+use crate::provider::{Kind, Provider, provider};
+use crate::state::{ClusterDir, State, workspace};
+use crate::tools::Tools;
+
+/// Roadstead's test bench: a Kubernetes cluster on this machine, and the product in it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo e2e", bin_name = "cargo e2e", version)]
+struct Arguments {
+    /// Where the cluster comes from
+    #[arg(long, value_enum, default_value_t = Kind::Host, global = true)]
+    provider: Kind,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start the cluster and install the product; does only what is not done yet
+    Up {
+        /// Leave the product out: only the cluster and the images that test jobs run in
+        #[arg(long)]
+        cluster_only: bool,
+    },
+    /// End the cluster; its images stay on disk, so that the next start is quick
+    Down {
+        /// End the clusters of all clones and remove the whole state folder, with its caches
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print shell commands that set KUBECONFIG, PATH and the rest: eval "$(cargo e2e env)"
+    Env,
+    /// Build all images into the cache
+    Images,
+    /// Start the cluster, then run the tests of the whole workspace against it
+    #[command(disable_help_flag = true)]
+    Test {
+        /// Further arguments of `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Look at or disturb the cluster's components
+    Component {
+        /// What to do
+        #[command(subcommand)]
+        action: ComponentVerb,
+    },
+    /// Make a cluster's namespaces and start its supervisor in them
+    #[command(hide = true)]
+    Launch { plan: PathBuf },
+    /// Be a cluster's first process
+    #[command(hide = true)]
+    Supervise { plan: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+enum ComponentVerb {
+    /// One line each: name, state, process in the cluster, number of starts
+    Status,
+    /// SIGKILL; it is started again at once
+    Kill { component: ComponentName },
+    /// Stop it until it is started
+    Stop { component: ComponentName },
+    /// Start it again
+    Start { component: ComponentName },
+    /// SIGSTOP: its connections stay open and nothing answers
+    Pause { component: ComponentName },
+    /// SIGCONT
+    Resume { component: ComponentName },
+}
+
+/// [`Component`] as an argument.
+#[derive(Clone, Copy, Debug)]
+struct ComponentName(Component);
+
+impl ValueEnum for ComponentName {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: [ComponentName; Component::ALL.len()] = {
+            let mut all = [ComponentName(Component::Etcd); Component::ALL.len()];
+            let mut index = 0;
+            while index < all.len() {
+                all[index] = ComponentName(Component::ALL[index]);
+                index += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.name()))
+    }
+}
+
+/// Runs the command line. Errors are printed here.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            error_line(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.verb {
+        Verb::Launch { plan } => host::launch(&plan)?,
+        Verb::Supervise { plan } => host::supervise(&plan)?,
+        verb => {
+            let bench = Bench::open(arguments.provider)?;
+            match verb {
+                Verb::Up { cluster_only } => drop(bench.up(!cluster_only)?),
+                Verb::Down { all: false } => bench.down()?,
+                Verb::Down { all: true } => bench.down_all()?,
+                Verb::Env => bench.env()?,
+                Verb::Images => bench.images()?,
+                Verb::Test { arguments } => return bench.test(&arguments),
+                Verb::Component { action } => component(&action)?,
+                Verb::Launch { .. } | Verb::Supervise { .. } => {}
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What all verbs need.
+struct Bench {
+    progress: Progress,
+    state: State,
+    workspace: PathBuf,
+    dir: ClusterDir,
+    provider: Box<dyn Provider>,
+}
+
+impl Bench {
+    fn open(kind: Kind) -> Result<Self> {
+        let progress = Progress::start();
+        let state = State::open()?;
+        let workspace = workspace();
+        let dir = state.cluster(&workspace)?;
+        let provider = provider(kind, &state, &dir)?;
+        Ok(Self { progress, state, workspace, dir, provider })
+    }
+
+    fn lock(&self) -> Result<Lock> {
+        Lock::wait(&self.progress, "cluster", &self.dir.file("up.lock"))
+    }
+
+    fn up(&self, with_product: bool) -> Result<Cluster> {
+        let progress = &self.progress;
+        let _lock = self.lock()?;
+        self.remove_orphans()?;
+        let clone = self.dir.file("clone");
+        fs::write(&clone, self.workspace.as_os_str().as_encoded_bytes())
+            .with_context(|| format!("cannot write {}", clone.display()))?;
+        self.provider.prepare(progress)?;
+        let tools = Tools::ensure(progress, &self.state, &self.workspace)?;
+        let mut cluster = self.provider.start(progress, &tools)?;
+        // Images are looked at while the control plane starts.
+        let images = Images::new(*progress, &self.state, &self.workspace);
+        let mut archives = images.jobs()?;
+        if with_product {
+            archives.extend(images.product()?);
+        }
+        self.provider.wait_ready(progress, &cluster)?;
+        self.provider.load_images(progress, &cluster, &archives)?;
+        cluster
+            .images
+            .extend(archives.iter().map(|image| (image.name.clone(), image.short_reference().to_owned())));
+        cluster.store(&self.dir.description())?;
+        if with_product {
+            product::install(progress, &self.dir, &cluster, &self.workspace, &archives)?;
+        }
+        self.provider.remove_old_images(&cluster, &archives)?;
+        progress.say(format_args!("up: {}", self.dir.dir().display()));
+        Ok(cluster)
+    }
+
+    /// Clones come and go (a CI's above all); what their clusters left behind goes too.
+    fn remove_orphans(&self) -> Result<()> {
+        for dir in self.state.clusters()? {
+            let Ok(clone) = fs::read_to_string(dir.file("clone")) else { continue };
+            if dir.id() == self.dir.id() || Path::new(&clone).exists() {
+                continue;
+            }
+            if let Some(_lock) = Lock::attempt(&dir.file("up.lock"))? {
+                self.progress.say(format_args!("cluster {}: its clone {clone} is gone", dir.id()));
+                Host::new(self.state.clone(), dir).stop(&self.progress, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn down(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.provider.stop(&self.progress, false)
+    }
+
+    fn down_all(&self) -> Result<()> {
+        for dir in self.state.clusters()? {
+            let _lock = Lock::wait(&self.progress, "cluster", &dir.file("up.lock"))?;
+            Host::new(self.state.clone(), dir).stop(&self.progress, true)?;
+        }
+        let root = self.state.root();
+        fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
+        self.progress.say(format_args!("removed {}", root.display()));
+        Ok(())
+    }
+
+    fn env(&self) -> Result<()> {
+        let description = self.dir.description();
+        let cluster = Cluster::load(&description).context("no test cluster: run `cargo e2e up`")?;
+        for (name, value) in cluster.environment(&description) {
+            output(format_args!("export {name}={}\n", quoted(&value)));
+        }
+        Ok(())
+    }
+
+    fn images(&self) -> Result<()> {
+        self.provider.prepare(&self.progress)?;
+        let images = Images::new(self.progress, &self.state, &self.workspace);
+        for image in images.jobs()?.into_iter().chain(images.product()?) {
+            output(format_args!("{} {}\n", image.reference, image.path.display()));
+        }
+        Ok(())
+    }
+
+    fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {
+        let cluster = self.up(true)?;
+        self.progress.say("test: cargo test --workspace");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = command(cargo, ["test", "--workspace"])
+            .args(arguments)
+            .current_dir(&self.workspace)
+            .envs(cluster.environment(&self.dir.description()))
+            .status()
+            .context("cannot start cargo test")?;
+        self.progress.say(format_args!("test: {status}"));
+        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn component(verb: &ComponentVerb) -> Result<()> {
+    let cluster = Cluster::find()?;
+    let (action, name) = match verb {
+        ComponentVerb::Status => {
+            output(format_args!("{}\n", cluster.status()?));
+            return Ok(());
+        }
+        ComponentVerb::Kill { component } => (Action::Kill, component),
+        ComponentVerb::Stop { component } => (Action::Stop, component),
+        ComponentVerb::Start { component } => (Action::Start, component),
+        ComponentVerb::Pause { component } => (Action::Pause, component),
+        ComponentVerb::Resume { component } => (Action::Resume, component),
+    };
+    cluster.control(action, name.0)
+}
+
+/// A word that any POSIX shell takes as it is.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn test_hands_on_what_follows() {
+        let parsed = Arguments::parse_from(["e2e", "test", "--package", "x", "--", "--nocapture"]);
+        let Verb::Test { arguments } = parsed.verb else { panic!("not test") };
+        assert_eq!(arguments, ["--package", "x", "--", "--nocapture"]);
+    }
+
+    #[test]
+    fn components_go_by_their_programs_names() {
+        let parsed = Arguments::parse_from(["e2e", "component", "kill", "kube-apiserver"]);
+        let Verb::Component { action: ComponentVerb::Kill { component } } = parsed.verb else { panic!("not kill") };
+        assert_eq!(component.0, Component::Apiserver);
+    }
+
+    #[test]
+    fn shell_words_survive_quotes_and_spaces() {
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("a'b"), "'a'\\''b'");
+    }
+}

@@ -1,0 +1,70 @@
+//! What goes into each image.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::programs::Programs;
+use super::{Archive, Images, Naming, RUNNER_HELPER_ENV, Recipe, debian};
+use crate::exec::{capture, command};
+use crate::hash::Key;
+
+/// Where the package `busybox-static` puts its program.
+const BUSYBOX: &str = "/bin/busybox";
+
+impl Images<'_> {
+    pub(super) fn pause(&self) -> Result<Recipe<'static>> {
+        let source = self.workspace.join("e2e/images/pause/pause.c");
+        let key = Key::new().file("source", &source)?.finish();
+        let program = self.state.cache("programs")?.join(format!("pause-{key}"));
+        if !program.exists() {
+            let temporary = program.with_extension(std::process::id().to_string());
+            let mut cc = command("cc", ["-static", "-Os", "-s", "-Wall", "-Werror", "-o"]);
+            capture(cc.arg(&temporary).arg(&source)).context("cannot compile pause.c")?;
+            fs::rename(&temporary, &program).context("cannot keep the compiled pause.c")?;
+        }
+        Ok(recipe("pause", vec![("pause".to_owned(), program)]))
+    }
+
+    #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
+    pub(super) fn busybox(&self) -> Recipe<'static> {
+        recipe("busybox", vec![("busybox".to_owned(), PathBuf::from(BUSYBOX))])
+    }
+
+    pub(super) fn debian_git(&self) -> Result<Recipe<'static>> {
+        let rootfs = debian::rootfs(self.progress, self.state)?;
+        Ok(Recipe { is_base: true, ..recipe("debian-git", vec![("rootfs.tar".to_owned(), rootfs)]) })
+    }
+
+    pub(super) fn debian_user(debian: &Archive) -> Recipe<'_> {
+        Recipe { base: Some(debian), ..recipe("debian-user", Vec::new()) }
+    }
+
+    pub(super) fn debian_sudo<'d>(&self, debian: &'d Archive) -> Result<Recipe<'d>> {
+        let package = debian::package(self.progress, self.state, "sudo")?;
+        let files = vec![("debs/sudo.deb".to_owned(), package)];
+        Ok(Recipe { base: Some(debian), ..recipe("debian-sudo", files) })
+    }
+
+    #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
+    pub(super) fn product_recipes<'d>(&self, programs: &Programs, debian: &'d Archive) -> [Recipe<'d>; 4] {
+        let product = |name, files| Recipe { naming: Naming::Product, ..recipe(name, files) };
+        let one = |name: &str, path: &Path| vec![(name.to_owned(), path.to_owned())];
+        let mut helper = one("bin/stage-agent", &programs.agent);
+        if let Some(path) = env::var_os(RUNNER_HELPER_ENV).filter(|path| !path.is_empty()) {
+            helper.push(("bin/gitlab-runner-helper".to_owned(), PathBuf::from(path)));
+        }
+        [
+            product("operator", one("roadstead-operator", &programs.operator)),
+            product("executor-shim", one("executor-shim", &programs.shim)),
+            product("agent", one("stage-agent", &programs.agent)),
+            Recipe { base: Some(debian), ..product("helper", helper) },
+        ]
+    }
+}
+
+fn recipe(name: &'static str, files: Vec<(String, PathBuf)>) -> Recipe<'static> {
+    Recipe { name, naming: Naming::Test, base: None, files, is_base: false }
+}

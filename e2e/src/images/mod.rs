@@ -1,0 +1,142 @@
+//! Images for the cluster, built here (one Containerfile each in `e2e/images`) and kept as archives in the cache.
+
+mod build;
+mod context;
+mod debian;
+mod programs;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use self::build::Builder;
+use crate::progress::Progress;
+use crate::state::State;
+
+/// The image of the pods' first process.
+pub const PAUSE: &str = "roadstead.test/pause:e2e";
+/// Names a `gitlab-runner-helper` program that the helper image shall carry.
+pub const RUNNER_HELPER_ENV: &str = "ROADSTEAD_GITLAB_RUNNER_HELPER";
+
+/// An image in the cache, ready for import.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Archive {
+    /// Short name: `busybox`, `agent`.
+    pub name: String,
+    /// The full name with registry and tag.
+    pub reference: String,
+    /// Digest of all that went into it.
+    pub key: String,
+    /// The archive.
+    pub path: PathBuf,
+}
+
+impl Archive {
+    /// The name as a pod and a chart's values give it: without the registry that everybody leaves out.
+    #[must_use]
+    pub fn short_reference(&self) -> &str {
+        self.reference.strip_prefix("docker.io/").unwrap_or(&self.reference)
+    }
+}
+
+/// What the images are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    progress: Progress,
+    state: &'a State,
+    workspace: &'a Path,
+}
+
+impl<'a> Images<'a> {
+    /// Images of that workspace, kept in that state folder.
+    #[must_use]
+    pub fn new(progress: Progress, state: &'a State, workspace: &'a Path) -> Self {
+        Self { progress, state, workspace }
+    }
+
+    /// `pause` and the images that test jobs run in.
+    ///
+    /// # Errors
+    /// When a build fails.
+    pub fn jobs(&self) -> Result<Vec<Archive>> {
+        let builder = self.builder();
+        let debian = builder.build(&self.debian_git()?)?;
+        let mut archives = vec![builder.build(&self.pause()?)?, builder.build(&self.busybox())?];
+        archives.push(builder.build(&Self::debian_user(&debian))?);
+        archives.push(builder.build(&self.debian_sudo(&debian)?)?);
+        archives.push(debian);
+        Ok(archives)
+    }
+
+    /// The product's own images, with its programs built from the workspace.
+    ///
+    /// # Errors
+    /// When cargo or a build fails.
+    pub fn product(&self) -> Result<Vec<Archive>> {
+        let programs = programs::build(self.progress, self.workspace)?;
+        let builder = self.builder();
+        let debian = builder.build(&self.debian_git()?)?;
+        let mut archives = Vec::new();
+        for recipe in self.product_recipes(&programs, &debian) {
+            archives.push(builder.build(&recipe)?);
+        }
+        Ok(archives)
+    }
+
+    fn builder(&self) -> Builder<'_> {
+        Builder::new(self.progress, self.state, self.workspace)
+    }
+}
+
+/// How an image is named.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Naming {
+    /// `roadstead.test/NAME:e2e`, the same for every version: tests write it down.
+    Test,
+    /// `docker.io/roadstead/NAME:VERSION-KEY`: a changed image is another image, so a roll-out sees it.
+    Product,
+}
+
+impl Naming {
+    fn reference(self, name: &str, key: &str) -> String {
+        match self {
+            Self::Test => format!("roadstead.test/{name}:e2e"),
+            Self::Product => {
+                let key: String = key.chars().take(12).collect();
+                format!("docker.io/roadstead/{name}:{}-{key}", env!("CARGO_PKG_VERSION"))
+            }
+        }
+    }
+}
+
+/// One image to be built.
+#[derive(Clone, Debug)]
+struct Recipe<'a> {
+    /// Its short name, and its folder's in `e2e/images`.
+    name: &'static str,
+    naming: Naming,
+    /// The image that it starts from.
+    base: Option<&'a Archive>,
+    /// What its Containerfile copies: path in the context, and the file.
+    files: Vec<(String, PathBuf)>,
+    /// Whether other images start from it.
+    is_base: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn product_images_change_their_name_with_their_content() {
+        let one = Naming::Product.reference("agent", "0123456789abcdef");
+        assert_eq!(one, format!("docker.io/roadstead/agent:{}-0123456789ab", env!("CARGO_PKG_VERSION")));
+        let archive = Archive { name: "agent".into(), reference: one, key: "k".into(), path: "/x".into() };
+        assert!(archive.short_reference().starts_with("roadstead/agent:"));
+    }
+
+    #[test]
+    fn the_pause_image_is_named_as_containerd_expects() {
+        assert_eq!(Naming::Test.reference("pause", "k"), PAUSE);
+    }
+}
