@@ -300,7 +300,9 @@ mod tests {
     #[test]
     fn components_go_by_their_programs_names() {
         let parsed = Arguments::parse_from(["e2e", "component", "kill", "kube-apiserver"]);
-        let Verb::Component { action: ComponentVerb::Kill { component } } = parsed.verb else { panic!("not kill") };
+        let Verb::Component { action: ComponentVerb::Kill { component } } = parsed.verb else {
+            panic!("not kill")
+        };
         assert_eq!(component.0, Component::Apiserver);
     }
 

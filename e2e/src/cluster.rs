@@ -232,9 +232,9 @@ impl Cluster {
     /// # Errors
     /// When the cluster is another provider's.
     pub fn host_parts(&self) -> Result<&HostParts> {
-        self.host
-            .as_ref()
-            .with_context(|| format!("a cluster of the provider {} gives no access to its parts", self.provider))
+        self.host.as_ref().with_context(|| {
+            format!("a cluster of the provider {} gives no access to its parts", self.provider)
+        })
     }
 
     /// Does something to a component.
@@ -284,7 +284,9 @@ pub(crate) fn request(socket: &Path, line: &str) -> Result<String> {
     let answer = answer.trim_end();
     match answer.rsplit_once('\n').unwrap_or(("", answer)) {
         (text, "ok") => Ok(text.to_owned()),
-        (_, last) => bail!("{}", last.strip_prefix("error: ").unwrap_or("the supervisor's answer was cut off")),
+        (_, last) => {
+            bail!("{}", last.strip_prefix("error: ").unwrap_or("the supervisor's answer was cut off"))
+        }
     }
 }
 

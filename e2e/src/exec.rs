@@ -33,8 +33,7 @@ where
 /// When it cannot be started or fails; the message carries the command line and its stderr.
 pub fn capture(command: &mut Command) -> Result<String> {
     let line = line(command);
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
     }
@@ -131,7 +130,10 @@ mod tests {
     #[test]
     fn a_failure_carries_command_line_and_stderr() {
         let error = capture(&mut command("sh", ["-c", "echo broken >&2; exit 3"])).unwrap_err().to_string();
-        assert!(error.contains("sh -c") && error.contains("exit status: 3") && error.ends_with("broken"), "{error}");
+        assert!(
+            error.contains("sh -c") && error.contains("exit status: 3") && error.ends_with("broken"),
+            "{error}"
+        );
     }
 
     #[test]

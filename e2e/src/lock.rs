@@ -23,7 +23,8 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                progress.say(format_args!("{what}: another process is at it, waiting for {}", path.display()));
+                progress
+                    .say(format_args!("{what}: another process is at it, waiting for {}", path.display()));
                 file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
             }
             Err(TryLockError::Error(error)) => {

@@ -15,7 +15,7 @@ use crate::state::{ClusterDir, replace};
 
 /// The operator's namespace.
 pub const SYSTEM_NAMESPACE: &str = "roadstead-system";
-/// The namespace that jobs run in.
+/// The namespace that jobs run in; the chart makes it.
 pub const JOB_NAMESPACE: &str = "ci-jobs";
 /// The release's name.
 const RELEASE: &str = "roadstead";
@@ -40,17 +40,20 @@ pub fn install(
         progress.say("product: is installed in this version");
         return Ok(());
     }
-    for namespace in [SYSTEM_NAMESPACE, JOB_NAMESPACE] {
-        if !succeeds(&mut cluster.kubectl(["get", "namespace", namespace])) {
-            capture(&mut cluster.kubectl(["create", "namespace", namespace]))?;
-        }
-    }
     let file = dir.file("values.json");
     replace(&file, format!("{values:#}\n"))?;
     let mut helm = cluster.command("helm");
     helm.args(["upgrade", "--install", RELEASE])
         .arg(&chart)
-        .args(["--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s", "--values"])
+        .args([
+            "--namespace",
+            SYSTEM_NAMESPACE,
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "120s",
+            "--values",
+        ])
         .arg(&file);
     let installed = exec::logged(progress, "product: helm upgrade", &mut helm, &dir.log("helm"));
     installed.with_context(|| state_of_pods(cluster))?;

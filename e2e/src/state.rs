@@ -203,10 +203,7 @@ mod tests {
     #[test]
     fn the_state_folder_follows_the_environment() {
         assert_eq!(with(&[(STATE_ENV, "/s"), ("HOME", "/h")]).unwrap(), Path::new("/s"));
-        assert_eq!(
-            with(&[("XDG_STATE_HOME", "/x"), ("HOME", "/h")]).unwrap(),
-            Path::new("/x/roadstead-e2e")
-        );
+        assert_eq!(with(&[("XDG_STATE_HOME", "/x"), ("HOME", "/h")]).unwrap(), Path::new("/x/roadstead-e2e"));
         assert_eq!(with(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/state/roadstead-e2e"));
         assert!(with(&[]).unwrap_err().to_string().contains(STATE_ENV));
     }

@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn names_what_was_awaited_and_the_last_error() {
-        let error = until::<()>("the node", Duration::ZERO, Duration::ZERO, || Err(anyhow!("refused"))).unwrap_err();
+        let error =
+            until::<()>("the node", Duration::ZERO, Duration::ZERO, || Err(anyhow!("refused"))).unwrap_err();
         assert_eq!(format!("{error:#}"), "the node: not there after 0 s: refused");
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Archive, Recipe};
+use super::{Archive, Input, Recipe};
 use crate::exec::{self, command};
 use crate::hash::Key;
 use crate::lock::Lock;
@@ -62,7 +62,7 @@ impl<'a> Builder<'a> {
             .context("cannot make a folder for the build")?;
         let context = scratch.path().join("context");
         fs::create_dir_all(&context).context("cannot make the build's context")?;
-        for (name, file) in &recipe.files {
+        for Input { name, file, .. } in &recipe.files {
             let target = context.join(name);
             if let Some(dir) = target.parent() {
                 fs::create_dir_all(dir).context("cannot make the build's context")?;
@@ -78,7 +78,11 @@ impl<'a> Builder<'a> {
         let base = recipe.base.map(|base| local_name(&base.name, &base.key));
         if let (Some(base), Some(name)) = (recipe.base, &base) {
             // The store may have been lost, or the base built before it.
-            let have = exec::capture(&mut self.buildah(scratch.path(), &["images", "--quiet", "--filter"], &[])?.arg(format!("reference={name}")));
+            let have = exec::capture(
+                &mut self
+                    .buildah(scratch.path(), &["images", "--quiet", "--filter"], &[])?
+                    .arg(format!("reference={name}")),
+            );
             if have.map_or(true, |ids| ids.trim().is_empty()) {
                 let source = format!("docker-archive:{}", base.path.display());
                 run(&["pull", &source], &[])?;
@@ -91,7 +95,8 @@ impl<'a> Builder<'a> {
         let finished = scratch.path().join("image.tar");
         let target = format!("docker-archive:{}:{}", finished.display(), archive.reference);
         run(&["push", &local, &target], &[])?;
-        fs::rename(&finished, &archive.path).with_context(|| format!("cannot keep {}", archive.path.display()))?;
+        fs::rename(&finished, &archive.path)
+            .with_context(|| format!("cannot keep {}", archive.path.display()))?;
         if !recipe.is_base {
             run(&["rmi", &local], &[])?;
         }
@@ -127,8 +132,13 @@ fn key(recipe: &Recipe<'_>, containerfile: &Path) -> Result<String> {
     if let Some(base) = recipe.base {
         key = key.part("base", &base.key);
     }
-    for (name, file) in &recipe.files {
-        key = key.file(name, file)?;
+    for Input { name, file, named_by_content } in &recipe.files {
+        key = if *named_by_content {
+            let own = file.file_name().context("an image's input has no name")?;
+            key.part(name, own.as_encoded_bytes())
+        } else {
+            key.file(name, file)?
+        };
     }
     Ok(key.finish())
 }
@@ -204,7 +214,7 @@ mod tests {
             name: "n",
             naming: Naming::Test,
             base,
-            files: vec![(name.to_owned(), file.clone())],
+            files: vec![Input::new(name, &file)],
             is_base: false,
         };
         let keys = [recipe(None, "f"), recipe(Some(&one), "f"), recipe(Some(&two), "f"), recipe(None, "g")]

@@ -2,12 +2,12 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use super::programs::Programs;
-use super::{Archive, Images, Naming, RUNNER_HELPER_ENV, Recipe, debian};
+use super::{Archive, Images, Input, Naming, RUNNER_HELPER_ENV, Recipe, debian};
 use crate::exec::{capture, command};
 use crate::hash::Key;
 
@@ -25,17 +25,20 @@ impl Images<'_> {
             capture(cc.arg(&temporary).arg(&source)).context("cannot compile pause.c")?;
             fs::rename(&temporary, &program).context("cannot keep the compiled pause.c")?;
         }
-        Ok(recipe("pause", vec![("pause".to_owned(), program)]))
+        Ok(recipe("pause", vec![Input::named_by_content("pause", program)]))
     }
 
     #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
     pub(super) fn busybox(&self) -> Recipe<'static> {
-        recipe("busybox", vec![("busybox".to_owned(), PathBuf::from(BUSYBOX))])
+        recipe("busybox", vec![Input::new("busybox", BUSYBOX)])
     }
 
     pub(super) fn debian_git(&self) -> Result<Recipe<'static>> {
         let rootfs = debian::rootfs(self.progress, self.state)?;
-        Ok(Recipe { is_base: true, ..recipe("debian-git", vec![("rootfs.tar".to_owned(), rootfs)]) })
+        Ok(Recipe {
+            is_base: true,
+            ..recipe("debian-git", vec![Input::named_by_content("rootfs.tar", rootfs)])
+        })
     }
 
     pub(super) fn debian_user(debian: &Archive) -> Recipe<'_> {
@@ -44,17 +47,17 @@ impl Images<'_> {
 
     pub(super) fn debian_sudo<'d>(&self, debian: &'d Archive) -> Result<Recipe<'d>> {
         let package = debian::package(self.progress, self.state, "sudo")?;
-        let files = vec![("debs/sudo.deb".to_owned(), package)];
+        let files = vec![Input::new("debs/sudo.deb", package)];
         Ok(Recipe { base: Some(debian), ..recipe("debian-sudo", files) })
     }
 
     #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
     pub(super) fn product_recipes<'d>(&self, programs: &Programs, debian: &'d Archive) -> [Recipe<'d>; 4] {
         let product = |name, files| Recipe { naming: Naming::Product, ..recipe(name, files) };
-        let one = |name: &str, path: &Path| vec![(name.to_owned(), path.to_owned())];
+        let one = |name: &str, path: &Path| vec![Input::new(name, path)];
         let mut helper = one("bin/stage-agent", &programs.agent);
         if let Some(path) = env::var_os(RUNNER_HELPER_ENV).filter(|path| !path.is_empty()) {
-            helper.push(("bin/gitlab-runner-helper".to_owned(), PathBuf::from(path)));
+            helper.push(Input::new("bin/gitlab-runner-helper", path));
         }
         [
             product("operator", one("roadstead-operator", &programs.operator)),
@@ -65,6 +68,6 @@ impl Images<'_> {
     }
 }
 
-fn recipe(name: &'static str, files: Vec<(String, PathBuf)>) -> Recipe<'static> {
+fn recipe(name: &'static str, files: Vec<Input>) -> Recipe<'static> {
     Recipe { name, naming: Naming::Test, base: None, files, is_base: false }
 }

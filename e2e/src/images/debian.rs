@@ -50,7 +50,10 @@ pub(super) fn rootfs(progress: Progress, state: &State) -> Result<PathBuf> {
     let log = state.cache("logs")?.join("rootfs.log");
     // In a mount namespace of its own: debootstrap mounts /proc, and may be interrupted.
     let mut debootstrap = command("unshare", ["--mount", "--propagation", "private", "--", "debootstrap"]);
-    debootstrap.args(["--variant=minbase", &format!("--include={INCLUDED}"), &release]).arg(&root).arg(&mirror);
+    debootstrap
+        .args(["--variant=minbase", &format!("--include={INCLUDED}"), &release])
+        .arg(&root)
+        .arg(&mirror);
     exec::logged(&progress, "rootfs", &mut debootstrap, &log)?;
     for dropped in DROPPED {
         empty(&root.join(dropped))?;
@@ -104,7 +107,10 @@ fn release() -> Result<String> {
 }
 
 fn code_name(os_release: &str) -> Option<&str> {
-    os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'))
+    os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"'))
 }
 
 /// Where the machine gets that release's packages from.
@@ -148,7 +154,8 @@ mod tests {
 
     #[test]
     fn the_mirror_is_the_one_of_the_release_itself() {
-        let listing = "nodistro main http://a/\nbookworm-updates main http://b/\nbookworm main http://c/debian/\n";
+        let listing =
+            "nodistro main http://a/\nbookworm-updates main http://b/\nbookworm main http://c/debian/\n";
         assert_eq!(repository(listing, "bookworm"), Some("http://c/debian/"));
         assert_eq!(repository(listing, "trixie"), None);
     }

@@ -117,10 +117,31 @@ struct Recipe<'a> {
     naming: Naming,
     /// The image that it starts from.
     base: Option<&'a Archive>,
-    /// What its Containerfile copies: path in the context, and the file.
-    files: Vec<(String, PathBuf)>,
+    /// What its Containerfile copies.
+    files: Vec<Input>,
     /// Whether other images start from it.
     is_base: bool,
+}
+
+/// A file for a Containerfile to copy.
+#[derive(Clone, Debug)]
+struct Input {
+    /// Its path in the build's context.
+    name: String,
+    /// Where it is now.
+    file: PathBuf,
+    /// Whether the file's own name already tells its content, so that it need not be read.
+    named_by_content: bool,
+}
+
+impl Input {
+    fn new(name: &str, file: impl Into<PathBuf>) -> Self {
+        Self { name: name.to_owned(), file: file.into(), named_by_content: false }
+    }
+
+    fn named_by_content(name: &str, file: impl Into<PathBuf>) -> Self {
+        Self { named_by_content: true, ..Self::new(name, file) }
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,15 @@ const SHIM: Build = Build {
 // Without the default features it has no Kubernetes client in it.
 const AGENT: Build = Build {
     program: "stage-agent",
-    args: &["--profile", "agent", "--package", "executor-shim", "--no-default-features", "--bin", "stage-agent"],
+    args: &[
+        "--profile",
+        "agent",
+        "--package",
+        "executor-shim",
+        "--no-default-features",
+        "--bin",
+        "stage-agent",
+    ],
     folder: "agent",
 };
 

@@ -24,8 +24,9 @@ impl Go {
     /// Asks `go` for its version. The caches are the state folder's own.
     pub(super) fn find(state: &State) -> Result<Self> {
         let mut ask = command("go", ["env", "GOVERSION"]);
-        let version = exec::capture(ask.env("GOTOOLCHAIN", "local"))
-            .context("the tools of the test cluster are built with Go, and there is no working `go` in PATH")?;
+        let version = exec::capture(ask.env("GOTOOLCHAIN", "local")).context(
+            "the tools of the test cluster are built with Go, and there is no working `go` in PATH",
+        )?;
         Ok(Self {
             version: version.trim().to_owned(),
             build_cache: state.cache("go-build")?,

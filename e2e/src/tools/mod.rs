@@ -32,11 +32,7 @@ struct VersionFlags {
 }
 
 const MODULES: [Module; 3] = [
-    Module {
-        name: "etcd",
-        programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
-        version: None,
-    },
+    Module { name: "etcd", programs: &[("etcd", "go.etcd.io/etcd/server/v3")], version: None },
     Module {
         name: "kubernetes",
         programs: &[
@@ -114,7 +110,8 @@ fn ensure_module(
     let source = workspace.join("e2e/tools").join(module.name);
     let go_mod = fs::read_to_string(source.join("go.mod"))
         .with_context(|| format!("cannot read {}/go.mod", source.display()))?;
-    let go_sum = fs::read(source.join("go.sum")).with_context(|| format!("cannot read {}/go.sum", source.display()))?;
+    let go_sum = fs::read(source.join("go.sum"))
+        .with_context(|| format!("cannot read {}/go.sum", source.display()))?;
     go.check(&go_mod)?;
     let ldflags = ldflags(module, &go_mod)?;
     let key = Key::new()
@@ -166,8 +163,9 @@ fn ldflags(module: &Module, go_mod: &str) -> Result<String> {
     use std::fmt::Write as _;
     let mut flags = String::from("-s -w");
     if let Some(version) = &module.version {
-        let required = required_version(go_mod, version.module)
-            .with_context(|| format!("e2e/tools/{}/go.mod does not require {}", module.name, version.module))?;
+        let required = required_version(go_mod, version.module).with_context(|| {
+            format!("e2e/tools/{}/go.mod does not require {}", module.name, version.module)
+        })?;
         let _ = write!(flags, " -X {}={required}", version.variable);
         if let Some(prefix) = version.parts {
             let mut parts = required.trim_start_matches('v').split('.');

@@ -88,7 +88,8 @@ fn join(parent: &Path, name: &str) -> Result<()> {
     // Version 1: a new cpuset is empty, and takes no process before it has processors and memory nodes.
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let (own, above) = (group.join(file), parent.join(file));
-        if own.exists() && above.exists() && fs::read_to_string(&own).with_context(context)?.trim().is_empty() {
+        if own.exists() && above.exists() && fs::read_to_string(&own).with_context(context)?.trim().is_empty()
+        {
             let value = fs::read_to_string(&above).with_context(context)?;
             fs::write(&own, value.trim()).with_context(context)?;
         }
@@ -102,7 +103,8 @@ fn delegate(group: &Path) -> Result<()> {
     let has = fs::read_to_string(group.join("cgroup.controllers")).with_context(context)?;
     let control = group.join("cgroup.subtree_control");
     let given = fs::read_to_string(&control).with_context(context)?;
-    for controller in has.split_whitespace().filter(|name| !given.split_whitespace().any(|own| own == *name)) {
+    for controller in has.split_whitespace().filter(|name| !given.split_whitespace().any(|own| own == *name))
+    {
         fs::write(&control, format!("+{controller}")).with_context(context)?;
     }
     Ok(())

@@ -46,7 +46,12 @@ impl Files {
 }
 
 /// All services, in the order of [`Component::ALL`].
-pub(super) fn services(tools: &Tools, files: &Files, node: Ipv4Addr, node_name: &str) -> Result<Vec<Service>> {
+pub(super) fn services(
+    tools: &Tools,
+    files: &Files,
+    node: Ipv4Addr,
+    node_name: &str,
+) -> Result<Vec<Service>> {
     let etcd = Condition::Port(SocketAddr::from((Ipv4Addr::LOCALHOST, ETCD_PORT)));
     let api = Condition::Port(SocketAddr::from((node, API_PORT)));
     let runtime = Condition::Socket(files.containerd_socket.clone());
@@ -58,15 +63,17 @@ pub(super) fn services(tools: &Tools, files: &Files, node: Ipv4Addr, node_name: 
             Component::Apiserver => (apiserver_args(files, node), vec![etcd.clone()]),
             Component::ControllerManager => (controller_manager_args(files), vec![api.clone()]),
             Component::Scheduler => (scheduler_args(files), vec![api.clone()]),
-            Component::KubeProxy => (vec![flag("config", files.conf("proxy.json").display())], vec![api.clone()]),
+            Component::KubeProxy => {
+                (vec![flag("config", files.conf("proxy.json").display())], vec![api.clone()])
+            }
             Component::Kubelet => (kubelet_args(files, node, node_name), vec![api.clone(), runtime.clone()]),
         };
         let program = match component {
             Component::Containerd => "containerd".to_owned(),
             _ => tools.path(component.name())?.display().to_string(),
         };
-        let argv = std::iter::once(program).chain(args).collect();
-        services.push(Service { name: component.name().to_owned(), argv, after });
+        let command = std::iter::once(program).chain(args).collect();
+        services.push(Service { name: component.name().to_owned(), argv: command, after });
     }
     Ok(services)
 }
@@ -132,14 +139,12 @@ fn apiserver_args(files: &Files, node: Ipv4Addr) -> Vec<String> {
 }
 
 fn controller_manager_args(files: &Files) -> Vec<String> {
-    let kubeconfig = files.kubeconfig("controller-manager");
     vec![
-        path("kubeconfig", &kubeconfig),
-        path("authentication-kubeconfig", &kubeconfig),
-        path("authorization-kubeconfig", &kubeconfig),
+        path("kubeconfig", &files.kubeconfig("controller-manager")),
         flag("bind-address", "127.0.0.1"),
         flag("leader-elect", false),
         flag("use-service-account-credentials", true),
+        flag("flex-volume-plugin-dir", "/var/lib/kubelet/volume-plugins"),
         path("service-account-private-key-file", &key(&files.pki, "service-accounts")),
         path("root-ca-file", &certificate(&files.pki, "ca")),
         path("cluster-signing-cert-file", &certificate(&files.pki, "ca")),
@@ -148,11 +153,8 @@ fn controller_manager_args(files: &Files) -> Vec<String> {
 }
 
 fn scheduler_args(files: &Files) -> Vec<String> {
-    let kubeconfig = files.kubeconfig("scheduler");
     vec![
-        path("kubeconfig", &kubeconfig),
-        path("authentication-kubeconfig", &kubeconfig),
-        path("authorization-kubeconfig", &kubeconfig),
+        path("kubeconfig", &files.kubeconfig("scheduler")),
         flag("bind-address", "127.0.0.1"),
         flag("leader-elect", false),
     ]

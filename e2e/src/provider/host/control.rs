@@ -42,7 +42,8 @@ pub(super) fn listen(socket: &Path, services: &Shared) -> Result<mpsc::Receiver<
         }
         _ => {}
     }
-    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     let (sender, receiver) = mpsc::channel(1);
     let services = Rc::clone(services);
     tokio::task::spawn_local(async move {
@@ -118,7 +119,8 @@ async fn act(services: &Shared, action: Action, name: &str) -> Result<()> {
         }
         Action::Stop => {
             // A paused process would not notice SIGTERM.
-            let present = signal(services, name, Signal::SIGTERM)? && signal(services, name, Signal::SIGCONT)?;
+            let present =
+                signal(services, name, Signal::SIGTERM)? && signal(services, name, Signal::SIGCONT)?;
             with(services, name, |service| service.end())?;
             if !present || settled(services, name, GRACE, stopped).await.is_ok() {
                 return Ok(());

@@ -67,7 +67,8 @@ pub fn run(plan_file: &Path) -> Result<()> {
     )
     .context("cannot make namespaces (this needs root)")?;
     let log = plan.dir.join("logs/supervisor.log");
-    let log = File::options().append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let log =
+        File::options().append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
     let program = std::env::current_exe().context("cannot find this program")?;
     let child = Command::new(program)
         .arg("supervise")

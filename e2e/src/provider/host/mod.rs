@@ -161,7 +161,9 @@ impl Host {
         for component in Component::ALL {
             for action in ["start", "resume"] {
                 if let Err(error) = request(&self.dir.control_socket(), &format!("{action} {component}")) {
-                    progress.say(format_args!("cluster: {component} cannot be revived ({error:#}), starting anew"));
+                    progress.say(format_args!(
+                        "cluster: {component} cannot be revived ({error:#}), starting anew"
+                    ));
                     return Ok(None);
                 }
             }
@@ -388,7 +390,9 @@ mod tests {
     fn clearing_keeps_images_and_logs_only() {
         let temporary = tempfile::tempdir().unwrap();
         let host = host(temporary.path());
-        for file in ["logs/x.log", "pki/ca.crt", "root/var/lib/containerd/a", "root/var/lib/etcd/b", "root/tmp/c"] {
+        for file in
+            ["logs/x.log", "pki/ca.crt", "root/var/lib/containerd/a", "root/var/lib/etcd/b", "root/tmp/c"]
+        {
             write(&host.dir.file(file), "x").unwrap();
         }
         host.clear().unwrap();

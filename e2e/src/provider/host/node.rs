@@ -61,7 +61,8 @@ pub(super) fn load_images(
         if imported.get(&image.reference) == Some(&image.key) && there.contains(&image.reference.as_str()) {
             continue;
         }
-        import(cluster, &image.path).with_context(|| format!("cannot import the image {}", image.reference))?;
+        import(cluster, &image.path)
+            .with_context(|| format!("cannot import the image {}", image.reference))?;
         imported.insert(image.reference.clone(), image.key.clone());
         let text = serde_json::to_vec_pretty(&imported).context("cannot record the images")?;
         replace(&record, text)?;
@@ -89,7 +90,9 @@ fn old_versions<'a>(there: impl Iterator<Item = &'a str>, images: &[Archive]) ->
     let repository = |name: &'a str| name.rsplit_once(':').map_or(name, |(repository, _)| repository);
     there
         .filter(|name| {
-            let same = |image: &&Archive| image.reference.rsplit_once(':').map(|(own, _)| own) == Some(repository(name));
+            let same = |image: &&Archive| {
+                image.reference.rsplit_once(':').map(|(own, _)| own) == Some(repository(name))
+            };
             images.iter().any(|image| same(&image)) && !images.iter().any(|image| image.reference == *name)
         })
         .collect()
@@ -108,7 +111,8 @@ mod tests {
             path: "/a".into(),
         };
         let images = [image("docker.io/roadstead/agent:2")];
-        let there = ["docker.io/roadstead/agent:1", "docker.io/roadstead/agent:2", "docker.io/roadstead/agent2:1"];
+        let there =
+            ["docker.io/roadstead/agent:1", "docker.io/roadstead/agent:2", "docker.io/roadstead/agent2:1"];
         assert_eq!(old_versions(there.into_iter(), &images), ["docker.io/roadstead/agent:1"]);
     }
 }

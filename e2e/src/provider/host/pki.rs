@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use super::config::Credentials;
@@ -45,12 +46,18 @@ pub(super) fn write(dir: &Path, node: Ipv4Addr, node_name: &str) -> Result<()> {
     }
     // An authority of its own: a client of the API server must not be a client of its store.
     let store = Authority::create(dir, "etcd-ca", "roadstead-e2e-etcd")?;
-    store.server(dir, "etcd-server", "etcd", vec!["127.0.0.1".into(), "localhost".into(), node.to_string()])?;
+    store.server(
+        dir,
+        "etcd-server",
+        "etcd",
+        vec!["127.0.0.1".into(), "localhost".into(), node.to_string()],
+    )?;
     store.client(dir, &Client { file: "etcd-client", name: "kube-apiserver".into(), group: None })?;
     let accounts = KeyPair::generate().context("cannot make the key of the service accounts")?;
     write_key(&key(dir, "service-accounts"), &accounts.serialize_pem())?;
     let public = dir.join("service-accounts.pub");
-    fs::write(&public, accounts.public_key_pem()).with_context(|| format!("cannot write {}", public.display()))
+    fs::write(&public, accounts.public_key_pem())
+        .with_context(|| format!("cannot write {}", public.display()))
 }
 
 fn clients(node_name: &str) -> [Client; 6] {
@@ -120,7 +127,8 @@ impl Authority {
 }
 
 fn params(name: &str, group: Option<&str>, names: Vec<String>) -> Result<CertificateParams> {
-    let mut params = CertificateParams::new(names).with_context(|| format!("bad name in the certificate {name}"))?;
+    let mut params =
+        CertificateParams::new(names).with_context(|| format!("bad name in the certificate {name}"))?;
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     if let Some(group) = group {

@@ -103,7 +103,8 @@ fn tunables(plan: &Plan) -> Result<()> {
         let target = Path::new("/proc/sys").join(name);
         if target.exists() {
             let file = shown.join(name.replace('/', "."));
-            fs::write(&file, format!("{value}\n")).with_context(|| format!("cannot write {}", file.display()))?;
+            fs::write(&file, format!("{value}\n"))
+                .with_context(|| format!("cannot write {}", file.display()))?;
             bind(&file, &target, MsFlags::empty())?;
         }
     }
