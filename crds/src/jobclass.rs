@@ -183,7 +183,7 @@ pub struct ContainerResources {
 /// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[x_kube(
-    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name]) && quantity(self.requests[name]).sign() >= 0) && self.limits.all(name, isQuantity(self.limits[name]) && quantity(self.limits[name]).sign() >= 0)")
+    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name]) && quantity(self.requests[name]).compareTo(quantity('0')) >= 0) && self.limits.all(name, isQuantity(self.limits[name]) && quantity(self.limits[name]).compareTo(quantity('0')) >= 0)")
         .message("requests and limits must be Kubernetes quantities such as 500m or 2Gi, and not negative"),
     validation = Rule::new("self.requests.all(name, !isQuantity(self.requests[name]) || !(name in self.limits) || !isQuantity(self.limits[name]) || quantity(self.requests[name]).compareTo(quantity(self.limits[name])) <= 0)")
         .message("a request must not exceed its limit")
