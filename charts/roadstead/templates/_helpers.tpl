@@ -47,3 +47,13 @@ helm.sh/chart: {{ printf "%s-%s" .context.Chart.Name .context.Chart.Version | re
 {{- end -}}
 {{- .Values.jobNamespaces | toJson -}}
 {{- end -}}
+
+{{/* Pull policy of the helper and agent images: a class has one for both. */}}
+{{- define "roadstead.helperPullPolicy" -}}
+{{- $helper := .Values.helper.image.pullPolicy -}}
+{{- $agent := .Values.agent.image.pullPolicy -}}
+{{- if and $helper $agent (ne $helper $agent) -}}
+{{- fail "helper.image.pullPolicy and agent.image.pullPolicy must be the same: a JobClass has one for both" -}}
+{{- end -}}
+{{- $helper | default $agent -}}
+{{- end -}}
