@@ -207,7 +207,20 @@ impl Cluster {
             .unwrap_or_else(|| PathBuf::from(program));
         let mut command = Command::new(path);
         command.env("KUBECONFIG", &self.kubeconfig);
+        // kubectl and helm write their caches into the home folder otherwise.
+        command.envs(self.caches());
         command
+    }
+
+    fn caches(&self) -> [(&'static str, String); 4] {
+        let dir = self.kubeconfig.with_file_name("caches");
+        [
+            ("KUBECACHEDIR", "kube"),
+            ("HELM_CACHE_HOME", "helm-cache"),
+            ("HELM_CONFIG_HOME", "helm-config"),
+            ("HELM_DATA_HOME", "helm-data"),
+        ]
+        .map(|(name, folder)| (name, dir.join(folder).display().to_string()))
     }
 
     /// `kubectl ARGS…` with the cluster's kubeconfig.
@@ -265,6 +278,7 @@ impl Cluster {
             (CLUSTER_ENV, description.display().to_string()),
             (HOST_ADDRESS_ENV, self.host_address.to_string()),
         ];
+        environment.extend(self.caches());
         if let Some(host) = &self.host {
             environment.push(("CONTAINERD_ADDRESS", host.containerd.display().to_string()));
             environment.push(("CONTAINERD_NAMESPACE", "k8s.io".to_owned()));

@@ -74,7 +74,10 @@ impl<'a> Builder<'a> {
             exec::logged(&self.progress, &what, &mut self.buildah(scratch.path(), args, rest)?, &log)
         };
         let local = local_name(recipe.name, &archive.key);
-        let mut args = vec!["build", "--isolation=chroot", "--pull-never", "--layers=false", "--tag", &local];
+        // It makes this folder, and a lock in it, in /etc otherwise.
+        let networks = format!("--cni-config-dir={}", scratch.path().join("cni").display());
+        let mut args = vec!["build", "--isolation=chroot", "--pull-never", "--layers=false", &networks];
+        args.extend(["--tag", &local]);
         let base = recipe.base.map(|base| local_name(&base.name, &base.key));
         if let (Some(base), Some(name)) = (recipe.base, &base) {
             // The store may have been lost, or the base built before it.
@@ -107,7 +110,13 @@ impl<'a> Builder<'a> {
     fn buildah(&self, scratch: &Path, args: &[&str], rest: &[&Path]) -> Result<Command> {
         let store = self.state.cache("buildah")?;
         let run_root = scratch.join("run");
-        let mut buildah = command("unshare", ["--mount", "--propagation", "private", "--", "buildah"]);
+        let mut buildah = command("unshare", ["--mount", "--propagation", "private", "--"]);
+        // Whatever its options, it keeps a cache in /var/lib/containers.
+        if store.starts_with("/var/lib") {
+            buildah.arg("buildah");
+        } else {
+            buildah.args(["sh", "-c", "mount -t tmpfs none /var/lib && exec \"$@\"", "sh", "buildah"]);
+        }
         buildah
             .arg("--root")
             .arg(&store)

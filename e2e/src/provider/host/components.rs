@@ -144,6 +144,9 @@ fn controller_manager_args(files: &Files) -> Vec<String> {
         flag("bind-address", "127.0.0.1"),
         flag("leader-elect", false),
         flag("use-service-account-credentials", true),
+        // Its start makes a few hundred requests; the default rate stretches them over seconds.
+        flag("kube-api-qps", 200),
+        flag("kube-api-burst", 400),
         flag("flex-volume-plugin-dir", "/var/lib/kubelet/volume-plugins"),
         path("service-account-private-key-file", &key(&files.pki, "service-accounts")),
         path("root-ca-file", &certificate(&files.pki, "ca")),

@@ -48,7 +48,7 @@ use crate::wait;
 /// The node's name.
 const NODE_NAME: &str = "roadstead-e2e";
 /// Changes when the supervisor's own work changes, so that clusters of an older one are replaced.
-const SUPERVISOR_VERSION: u32 = 1;
+const SUPERVISOR_VERSION: u32 = 2;
 /// What the set-up in the namespaces may take on a busy machine.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
 /// The kernel ends processes and interfaces of a namespace in the background.

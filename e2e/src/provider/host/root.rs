@@ -42,6 +42,9 @@ pub(super) fn enter(plan: &Plan) -> Result<()> {
     fresh("sysfs", &make_dir(&root.join("sys"))?, None)?;
     cgroups(plan, &root)?;
     fresh("tmpfs", &make_dir(&root.join("run"))?, Some("mode=755"))?;
+    // cAdvisor, inside the kubelet, looks for containerd here and nowhere else.
+    make_dir(&root.join("run/containerd"))?;
+    link(&plan.dir.join("containerd.sock"), &root.join("run/containerd/containerd.sock"))?;
     for name in ["var/lib", "var/log", "root"] {
         make_dir(&root.join(name))?;
     }
