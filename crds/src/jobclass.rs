@@ -94,7 +94,9 @@ pub struct Helper {
     #[schemars(transform = schema::described_by_field)]
     pub pull_policy: Option<PullPolicy>,
 
-    /// Where the stage-agent comes from.
+    /// Where the stage-agent comes from. `Container`: a small container of its own copies it and
+    /// exits; works with any helper image. `HelperImage`: the helper image carries it, as
+    /// Roadstead's own does; one container less to start.
     #[serde(default)]
     pub agent: AgentSource,
 }
@@ -138,7 +140,8 @@ impl Shell {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Builds {
-    /// Script dialect that gitlab-runner generates.
+    /// Script dialect that gitlab-runner generates. `bash`: run by bash where the image has it,
+    /// otherwise by its `sh`. `sh`: run by `sh`.
     #[serde(default)]
     pub shell: Shell,
 

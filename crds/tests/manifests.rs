@@ -1,6 +1,6 @@
 //! The YAML in `manifests/` is what the types say.
 //!
-//! `UPDATE_MANIFESTS=1 cargo test -p roadstead-crds --test manifests` writes it anew.
+//! `UPDATE_MANIFESTS=1 cargo test -p roadstead-crds` writes it anew.
 #![cfg(feature = "objects")]
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
@@ -12,7 +12,7 @@ use kube::CustomResourceExt as _;
 use roadstead_crds::{CiJob, JobClass};
 use serde_json::Value;
 
-const UPDATE: &str = "UPDATE_MANIFESTS=1 cargo test -p roadstead-crds --test manifests";
+const UPDATE: &str = "UPDATE_MANIFESTS=1 cargo test -p roadstead-crds";
 
 /// Where each file is and what has to be in it.
 fn manifests() -> Vec<(PathBuf, String)> {
