@@ -15,7 +15,7 @@ use crate::lock::Lock;
 use crate::product;
 use crate::progress::{Progress, error_line, output};
 use crate::provider::host::{self, Host};
-use crate::provider::{Kind, Provider, provider};
+use crate::provider::{Name, Provider, provider};
 use crate::state::{ClusterDir, State, workspace};
 use crate::tools::Tools;
 
@@ -24,8 +24,8 @@ use crate::tools::Tools;
 #[command(name = "cargo e2e", bin_name = "cargo e2e", version)]
 struct Arguments {
     /// Where the cluster comes from
-    #[arg(long, value_enum, default_value_t = Kind::Host, global = true)]
-    provider: Kind,
+    #[arg(long, value_enum, default_value_t = Name::Host, global = true)]
+    provider: Name,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -151,12 +151,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn open(kind: Kind) -> Result<Self> {
+    fn open(name: Name) -> Result<Self> {
         let progress = Progress::start();
         let state = State::open()?;
         let workspace = workspace();
         let dir = state.cluster(&workspace)?;
-        let provider = provider(kind, &state, &dir)?;
+        let provider = provider(name, &state, &dir)?;
         Ok(Self { progress, state, workspace, dir, provider })
     }
 

@@ -79,17 +79,13 @@ impl<'a> Builder<'a> {
         let mut args = vec!["build", "--isolation=chroot", "--pull-never", "--layers=false", &networks];
         args.extend(["--tag", &local]);
         let base = recipe.base.map(|base| local_name(&base.name, &base.key));
-        if let (Some(base), Some(name)) = (recipe.base, &base) {
-            // The store may have been lost, or the base built before it.
-            let have = exec::capture(
-                &mut self
-                    .buildah(scratch.path(), &["images", "--quiet", "--filter"], &[])?
-                    .arg(format!("reference={name}")),
-            );
-            if have.map_or(true, |ids| ids.trim().is_empty()) {
-                let source = format!("docker-archive:{}", base.path.display());
-                run(&["pull", &source], &[])?;
-                run(&["tag", &base.reference, name], &[])?;
+        if let (Some(archive), Some(name)) = (recipe.base, &base) {
+            // The store may have been lost since the base was built.
+            let mut list = self.buildah(scratch.path(), &["images", "--quiet", "--filter"], &[])?;
+            list.arg(format!("reference={name}"));
+            if exec::capture(&mut list).map_or(true, |ids| ids.trim().is_empty()) {
+                run(&["pull", &format!("docker-archive:{}", archive.path.display())], &[])?;
+                run(&["tag", &archive.reference, name], &[])?;
             }
             args.extend(["--from", name]);
         }

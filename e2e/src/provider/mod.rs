@@ -14,7 +14,7 @@ use crate::tools::Tools;
 
 /// The providers' names on the command line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Kind {
+pub enum Name {
     /// Kubernetes' own programs as processes of this machine, in namespaces of their own.
     Host,
     /// A cluster in containers (not supported yet).
@@ -66,10 +66,10 @@ pub trait Provider {
 ///
 /// # Errors
 /// When the provider is not supported yet.
-pub fn provider(kind: Kind, state: &State, dir: &ClusterDir) -> Result<Box<dyn Provider>> {
-    match kind {
-        Kind::Host => Ok(Box::new(host::Host::new(state.clone(), dir.clone()))),
-        Kind::Kind => bail!("the provider `kind` is not supported yet; use `host`"),
-        Kind::Existing => bail!("the provider `existing` is not supported yet; use `host`"),
+pub fn provider(name: Name, state: &State, dir: &ClusterDir) -> Result<Box<dyn Provider>> {
+    match name {
+        Name::Host => Ok(Box::new(host::Host::new(state.clone(), dir.clone()))),
+        Name::Kind => bail!("the provider `kind` is not supported yet; use `host`"),
+        Name::Existing => bail!("the provider `existing` is not supported yet; use `host`"),
     }
 }

@@ -146,13 +146,12 @@ fn ensure_module(
 
 /// `-o` and the packages. A single program is named, because Go would call `server/v3` "server".
 fn output(module: &Module, dir: &Path) -> Vec<OsString> {
-    let target = match module.programs {
-        [(name, _)] => dir.join(name).into_os_string(),
-        _ => {
-            let mut dir = dir.as_os_str().to_owned();
-            dir.push("/");
-            dir
-        }
+    let target = if let [(name, _)] = module.programs {
+        dir.join(name).into_os_string()
+    } else {
+        let mut dir = dir.as_os_str().to_owned();
+        dir.push("/");
+        dir
     };
     let mut args = vec![OsString::from("-o"), target];
     args.extend(module.programs.iter().map(|(_, package)| OsString::from(package)));

@@ -37,13 +37,15 @@ pub(super) fn kubeconfig(node: Ipv4Addr, credentials: &Credentials) -> Value {
 
 /// containerd: everything below the node's own root, images only from imports, pods on the network of [`cni`].
 pub(super) fn containerd(socket: &Path, cni_dir: &Path) -> String {
+    // A JSON string is a TOML string.
+    let (socket, cni_dir) = (json!(socket), json!(cni_dir));
     format!(
         r#"version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
 
 [grpc]
-  address = {socket:?}
+  address = {socket}
 
 [plugins."io.containerd.internal.v1.opt"]
   path = "/var/lib/containerd/opt"
@@ -61,7 +63,7 @@ state = "/run/containerd"
         SystemdCgroup = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
-    conf_dir = {cni_dir:?}
+    conf_dir = {cni_dir}
 "#
     )
 }

@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::service::{Services, State};
+use super::service::{Service, Services, State};
 use crate::cluster::Action;
 
 /// How long a service may take to end after SIGTERM.
@@ -121,7 +121,7 @@ async fn act(services: &Shared, action: Action, name: &str) -> Result<()> {
             // A paused process would not notice SIGTERM.
             let present =
                 signal(services, name, Signal::SIGTERM)? && signal(services, name, Signal::SIGCONT)?;
-            with(services, name, |service| service.end())?;
+            with(services, name, Service::end)?;
             if !present || settled(services, name, GRACE, stopped).await.is_ok() {
                 return Ok(());
             }
@@ -129,7 +129,7 @@ async fn act(services: &Shared, action: Action, name: &str) -> Result<()> {
             settled(services, name, KILL_DEADLINE, stopped).await
         }
         Action::Start => {
-            with(services, name, |service| service.resume())?;
+            with(services, name, Service::resume)?;
             settled(services, name, KILL_DEADLINE, |state, _| matches!(state, State::Running(_))).await
         }
         Action::Pause | Action::Resume => {
@@ -146,7 +146,7 @@ fn stopped(state: State, _starts: u32) -> bool {
     state == State::Stopped
 }
 
-fn with<T>(services: &Shared, name: &str, f: impl FnOnce(&mut super::service::Service) -> T) -> Result<T> {
+fn with<T>(services: &Shared, name: &str, f: impl FnOnce(&mut Service) -> T) -> Result<T> {
     let mut services = services.borrow_mut();
     let service = services.find(name).with_context(|| format!("there is no component {name}"))?;
     Ok(f(service))
@@ -180,7 +180,7 @@ async fn settled(
 mod tests {
     use super::*;
     use crate::progress::Progress;
-    use crate::provider::host::plan::Service;
+    use crate::provider::host::plan::Service as Wanted;
 
     #[test]
     fn commands_are_a_word_or_two() {
@@ -194,7 +194,7 @@ mod tests {
     async fn the_socket_answers_and_names_what_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control.sock");
-        let wanted = Service { name: "x".into(), argv: vec!["/nonexistent".into()], after: vec![] };
+        let wanted = Wanted { name: "x".into(), argv: vec!["/nonexistent".into()], after: vec![] };
         let services = Rc::new(RefCell::new(Services::new(Progress::start(), &[wanted], dir.path())));
         let local = tokio::task::LocalSet::new();
         let ask = |line: &'static str| {
