@@ -41,7 +41,8 @@ impl Variable {
 }
 
 /// One step: `script`, `after_script`, `release` and so on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Step {
     /// Its name.
     pub name: String,

@@ -1,0 +1,109 @@
+//! `config.toml` for a real gitlab-runner.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::super::config::{Program, RunnerConfig};
+use crate::harness::duration;
+
+/// The file for one runner.
+pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> String {
+    let mut text = String::from("concurrent = 1\ncheck_interval = 1\nshutdown_timeout = 120\n\n[[runners]]\n");
+    let mut set = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key} = {value}");
+    };
+    set("name", quoted(&config.name));
+    set("url", quoted(url));
+    set("token", quoted(token));
+    set("executor", quoted("custom"));
+    set("shell", quoted(&config.shell));
+    set("builds_dir", quoted(&config.builds_dir));
+    set("cache_dir", quoted(&config.cache_dir));
+    set("request_concurrency", "1".to_owned());
+    set("environment", list(config.environment.iter().map(String::as_str)));
+    for (key, script) in [
+        ("pre_get_sources_script", &config.pre_get_sources_script),
+        ("post_get_sources_script", &config.post_get_sources_script),
+        ("pre_build_script", &config.pre_build_script),
+        ("post_build_script", &config.post_build_script),
+    ] {
+        if !script.is_empty() {
+            set(key, quoted(script));
+        }
+    }
+    for (key, limit) in [
+        ("prepare_timeout", config.prepare_timeout),
+        ("get_sources_timeout", config.get_sources_timeout),
+    ] {
+        if let Some(limit) = limit {
+            set(key, quoted(&duration::format(limit)));
+        }
+    }
+    if !config.feature_flags.is_empty() {
+        let flags = config.feature_flags.iter().map(|(name, on)| format!("{name} = {on}"));
+        text.push_str(&format!("[runners.feature_flags]\n{}\n", flags.collect::<Vec<_>>().join("\n")));
+    }
+    text.push_str(&format!("[runners.custom_build_dir]\nenabled = {}\n", config.custom_build_dir));
+    text.push_str("[runners.custom]\n");
+    let driver = &config.driver;
+    for (name, program) in [
+        ("config", driver.config.as_ref()),
+        ("prepare", driver.prepare.as_ref()),
+        ("run", Some(&driver.run)),
+        ("cleanup", driver.cleanup.as_ref()),
+    ] {
+        if let Some(program) = program {
+            text.push_str(&program_lines(name, program));
+        }
+    }
+    for (key, limit) in [
+        ("config_exec_timeout", config.config_exec_timeout),
+        ("prepare_exec_timeout", config.prepare_exec_timeout),
+        ("cleanup_exec_timeout", config.cleanup_exec_timeout),
+        ("graceful_kill_timeout", config.graceful_kill_timeout),
+        ("force_kill_timeout", config.force_kill_timeout),
+    ] {
+        text.push_str(&format!("{key} = {}\n", seconds(limit)));
+    }
+    text
+}
+
+fn program_lines(name: &str, program: &Program) -> String {
+    let args: Vec<String> = program.args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    format!(
+        "{name}_exec = {}\n{name}_args = {}\n",
+        quoted(&program.path.to_string_lossy()),
+        list(args.iter().map(String::as_str))
+    )
+}
+
+/// Whole seconds, at least one: zero would mean the default.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs().max(1)
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    format!("[{}]", items.map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+/// A TOML text; JSON's escapes are a part of TOML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Driver;
+
+    #[test]
+    fn the_driver_is_in_the_file() {
+        let mut config = RunnerConfig::new(Driver::shim("/opt/a \"b\"/shim").args(["-v"]));
+        config.graceful_kill_timeout = Duration::from_millis(1500);
+        let text = config_toml(&config, "http://h:1", "glrt-x");
+        assert!(text.contains("run_exec = \"/opt/a \\\"b\\\"/shim\"\nrun_args = [\"run\", \"-v\"]\n"), "{text}");
+        assert!(text.contains("graceful_kill_timeout = 1\n"));
+        assert!(text.contains("url = \"http://h:1\"\ntoken = \"glrt-x\"\n"));
+    }
+}
