@@ -133,10 +133,14 @@ impl CallRecord {
         Some(event.at)
     }
 
-    /// When `text` was complete on standard output.
+    /// When `text` was complete on standard output. Echoed commands (`$ …` in green) do not count.
     pub fn when(&self, text: &str) -> Option<Moment> {
         let text = text.as_bytes();
-        let start = self.stdout.windows(text.len().max(1)).position(|window| window == text)?;
+        let mut places = self.stdout.windows(text.len().max(1)).enumerate();
+        let (start, _) = places.find(|(place, window)| {
+            let line = self.stdout[..*place].iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
+            *window == text && !is_echo(&self.stdout[line..])
+        })?;
         self.arrived(Stream::Stdout, start + text.len() - 1)
     }
 

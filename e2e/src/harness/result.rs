@@ -11,7 +11,7 @@ use crate::coordinator::contains;
 use super::error::{JobError, Reason};
 use super::moment::Moment;
 use super::process::Orphan;
-use super::record::{CallKind, CallRecord};
+use super::record::{CallKind, CallRecord, is_echo};
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,12 +149,13 @@ impl JobResult {
         self.first_line.map(|at| at.since(self.assigned))
     }
 
-    /// Time from the assignment to the moment when a text was complete on standard output of any `run` call. With a
-    /// real runner: when the line was there that has it.
+    /// Time from the assignment to the moment when a text was complete on standard output of any `run` call; echoed
+    /// commands do not count. With a real runner: when the line was there that has it.
     pub fn when(&self, text: &str) -> Option<Duration> {
         let calls = self.calls.iter().filter(|call| call.kind == CallKind::Run);
         let at = calls.filter_map(|call| call.when(text)).next().or_else(|| {
-            self.lines.iter().find(|(_, line)| contains(line, text.as_bytes())).map(|(at, _)| *at)
+            let has = |line: &[u8]| !is_echo(line) && contains(line, text.as_bytes());
+            self.lines.iter().find(|(_, line)| has(line)).map(|(at, _)| *at)
         })?;
         Some(at.since(self.assigned))
     }

@@ -42,7 +42,7 @@ async fn a_cancel_stops_the_script_and_nothing_else() {
 
 #[tokio::test]
 async fn a_cancel_before_the_script_ends_the_job() {
-    let fake = Fake::new().hook("prepare", "echo preparing; trap 'exit 2' TERM; sleep 300 & wait");
+    let fake = Fake::new().hook("prepare", "trap 'exit 2' TERM; echo preparing; sleep 300 & wait");
     let job = fake.harness().start(&slow()).await.unwrap();
     job.wait_log("preparing", SOON).await.unwrap();
     job.cancel();
@@ -54,7 +54,7 @@ async fn a_cancel_before_the_script_ends_the_job() {
 
 #[tokio::test]
 async fn exit_1_during_a_canceled_prepare_looks_like_the_user_s_fault() {
-    let fake = Fake::new().hook("prepare", "echo preparing; trap 'exit 1' TERM; sleep 300 & wait");
+    let fake = Fake::new().hook("prepare", "trap 'exit 1' TERM; echo preparing; sleep 300 & wait");
     let job = fake.harness().start(&slow()).await.unwrap();
     job.wait_log("preparing", SOON).await.unwrap();
     job.cancel();
@@ -193,7 +193,9 @@ async fn who_leaves_the_group_and_holds_the_pipe_is_given_up() {
     let fake = Fake::new()
         .hook(
             "run",
-            r#"if [ "$2" = build_script ]; then setsid sleep 30 & echo $! > $FAKE_DIR/pid; echo begun; wait; fi"#,
+            r#"if [ "$2" = build_script ]; then
+                setsid bash -c 'echo $$ > $FAKE_DIR/pid; echo begun; exec sleep 30' & wait
+            fi"#,
         )
         .with(|config| {
             config.graceful_kill_timeout = Duration::from_millis(300);
