@@ -1,6 +1,5 @@
 //! The chart's admission policy lets the shim exec what the operator and the shim agree on, and
 //! nothing else.
-#![cfg(feature = "objects")]
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
 

@@ -1,7 +1,6 @@
 //! The YAML in `manifests/` is what the types say.
 //!
 //! `UPDATE_MANIFESTS=1 cargo test -p roadstead-crds` writes it anew.
-#![cfg(feature = "objects")]
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
 

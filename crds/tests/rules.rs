@@ -1,6 +1,5 @@
 //! Each rule (`x-kubernetes-validations`) accepts what it should and refuses what it should, with
 //! its own message. The API server evaluates the same expressions.
-#![cfg(feature = "objects")]
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
 

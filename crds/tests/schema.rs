@@ -1,5 +1,4 @@
 //! What holds for every field of both kinds.
-#![cfg(feature = "objects")]
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
 
