@@ -1,0 +1,138 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The driver that gitlab-runner's custom executor calls: it runs each GitLab CI job in a pod of
+/// its own, through the Roadstead operator.
+///
+/// gitlab-runner calls it with one of the commands below, and appends its own arguments. Options
+/// may stand before or after the command, so `config_args`, `prepare_args`, `run_args` and
+/// `cleanup_args` of config.toml can all carry them.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "executor-shim", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What gitlab-runner wants done.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What holds for every command.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What gitlab-runner wants done: its four calls of a custom executor's driver.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Ask for the job's pod and print the settings of the job as JSON (`config_exec`).
+    Config,
+    /// Wait until the job's pod is ready (`prepare_exec`).
+    Prepare,
+    /// Run one stage of the job (`run_exec`).
+    Run {
+        /// File with the script of the stage.
+        script: PathBuf,
+        /// Name of the stage, such as `get_sources` or `build_script`.
+        stage: OsString,
+    },
+    /// Report how the job ended and let go of its pod (`cleanup_exec`).
+    Cleanup,
+}
+
+impl Command {
+    /// The word of the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Prepare => "prepare",
+            Self::Run { .. } => "run",
+            Self::Cleanup => "cleanup",
+        }
+    }
+}
+
+/// What holds for every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Options {
+    /// Namespace of the job's objects. Where absent, the namespace of the kubeconfig's context or
+    /// of the pod that gitlab-runner runs in.
+    #[arg(long, env = "ROADSTEAD_NAMESPACE", global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// JobClass that the jobs ask for. Where absent, the operator uses the class named `default`.
+    #[arg(long, env = "ROADSTEAD_CLASS", global = true, value_name = "NAME")]
+    pub class: Option<String>,
+
+    /// Diagnostics to write: a level (error, warn, info, debug, trace) or a list such as
+    /// `info,executor_shim=debug`. Without --log-file nothing below warn is written.
+    #[arg(long, env = "ROADSTEAD_LOG", global = true, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// File that diagnostics are appended to, instead of standard error.
+    #[arg(long, env = "ROADSTEAD_LOG_FILE", global = true, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+
+    /// Form of the diagnostics.
+    #[arg(long, env = "ROADSTEAD_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Kubeconfig file. Where absent, $KUBECONFIG, then ~/.kube/config, then the service account
+    /// of the pod that gitlab-runner runs in.
+    #[arg(long, env = "ROADSTEAD_KUBECONFIG", global = true, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig. Where absent, its current one.
+    #[arg(long, env = "ROADSTEAD_CONTEXT", global = true, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// Form of the diagnostics.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line of text per event.
+    #[default]
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Cli {
+        Cli::try_parse_from(std::iter::once("executor-shim").chain(args.iter().copied())).unwrap()
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for args in [
+            &["--namespace", "jobs", "run", "/t/script", "build_script"][..],
+            &["run", "--namespace", "jobs", "/t/script", "build_script"],
+            &["run", "/t/script", "build_script", "--namespace=jobs"],
+        ] {
+            let cli = parse(args);
+            assert_eq!(cli.options.namespace.as_deref(), Some("jobs"), "{args:?}");
+            let Command::Run { script, stage } = cli.command else { panic!("{:?}", cli.command) };
+            assert_eq!((script.to_str(), stage.to_str()), (Some("/t/script"), Some("build_script")));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn arguments_that_are_not_text_are_no_panic() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = OsString::from_vec(vec![b'/', 0xff]);
+        let args = ["executor-shim".into(), "run".into(), odd.clone(), "build_script".into()];
+        let Command::Run { script, .. } = Cli::try_parse_from(args).unwrap().command else { panic!() };
+        assert_eq!(script, PathBuf::from(odd));
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

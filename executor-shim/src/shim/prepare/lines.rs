@@ -1,0 +1,184 @@
+//! What `prepare` says in the job log. Pure.
+
+use roadstead_crds::reason::Reason;
+use roadstead_crds::report::ReportedStart;
+use roadstead_crds::status::StartBreakdown;
+use roadstead_crds::{CiJobStatus, Phase};
+
+use crate::shim::exit::Failure;
+use crate::shim::stage::Container;
+use crate::wire::message::Tools;
+
+/// Remembers what was said, so that each change gives one line.
+#[derive(Debug, Default)]
+pub struct Lines {
+    class: Option<String>,
+    node: Option<String>,
+    message: Option<String>,
+}
+
+impl Lines {
+    /// Lines on what is new in the status of the job.
+    pub fn on(&mut self, job: &str, status: &CiJobStatus) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.class.is_none()
+            && let Some(class) = &status.class
+        {
+            lines.push(format!("Job {job}, class {class}"));
+            self.class = Some(class.clone());
+        }
+        if let Some(line) = self.waiting(status) {
+            lines.push(line);
+        }
+        let pod = status.pod.as_ref();
+        if let Some((name, node)) = pod.and_then(|pod| Some((&pod.name, pod.node.as_ref()?)))
+            && self.node.as_ref() != Some(node)
+        {
+            lines.push(format!("Pod {name} runs on node {node}"));
+            self.node = Some(node.clone());
+        }
+        lines
+    }
+
+    /// Why the job does not run yet, where that is more than the usual second.
+    fn waiting(&mut self, status: &CiJobStatus) -> Option<String> {
+        let telling = match status.phase {
+            Some(Phase::Queued) => true,
+            Some(Phase::Admitted | Phase::Starting) => {
+                !matches!(status.reason, Some(Reason::Scheduling) | None)
+            }
+            _ => false,
+        };
+        let message = status.message.as_ref().filter(|message| telling && !message.is_empty())?;
+        if self.message.as_ref() == Some(message) {
+            return None;
+        }
+        self.message = Some(message.clone());
+        Some(match status.reason {
+            Some(Reason::Unschedulable) => format!("Waiting for a node: {message}"),
+            _ => message.clone(),
+        })
+    }
+}
+
+/// Where the time of the start went.
+pub fn ready(total_ms: i64, operator: &StartBreakdown, shim: &ReportedStart) -> String {
+    let steps = [
+        ("admitted", operator.admitted_ms),
+        ("pod created", operator.pod_created_ms),
+        ("on a node", operator.bound_ms),
+        ("helper", shim.helper_ms),
+        ("build", shim.build_ms),
+    ];
+    let known: Vec<String> =
+        steps.into_iter().filter_map(|(step, ms)| Some(format!("{step} {}", seconds(ms?)))).collect();
+    format!("Ready after {} s ({})", seconds(total_ms), known.join(", "))
+}
+
+/// Milliseconds as seconds with two decimals.
+fn seconds(milliseconds: i64) -> String {
+    let hundredths = milliseconds.max(0) / 10;
+    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+}
+
+/// What scripts run in, and what will not work.
+pub fn tools(image: Option<&str>, helper: &Tools, build: &Tools) -> Result<Vec<String>, Failure> {
+    let shell = |tools: &Tools, container: Container| {
+        tools.shell.clone().ok_or_else(|| {
+            let text =
+                format!("the image of the container {container} has neither bash nor sh to run scripts with");
+            // The helper's image is the administrator's choice.
+            if container == Container::Build { Failure::user(text) } else { Failure::system(text) }
+        })
+    };
+    let build_shell = shell(build, Container::Build)?;
+    shell(helper, Container::Helper)?;
+    let image = image.map(|image| format!("Image {image}, ")).unwrap_or_default();
+    let mut lines = vec![format!("{image}user {}:{}, shell {build_shell}", build.uid, build.gid)];
+    if helper.git.is_none() {
+        lines.push("WARNING: checkout is disabled: the helper image has no git".to_owned());
+    }
+    if helper.gitlab_runner.is_none() {
+        lines.push(
+            "WARNING: caches and artifacts are disabled: the helper image has neither gitlab-runner nor gitlab-runner-helper"
+                .to_owned(),
+        );
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use roadstead_crds::reason::Blame;
+    use roadstead_crds::status::PodStatus;
+
+    use super::*;
+
+    fn status(phase: Phase, reason: Reason, message: &str) -> CiJobStatus {
+        CiJobStatus {
+            phase: Some(phase),
+            reason: Some(reason),
+            message: Some(message.into()),
+            class: Some("default".into()),
+            ..CiJobStatus::default()
+        }
+    }
+
+    #[test]
+    fn each_change_gives_one_line() {
+        let mut lines = Lines::default();
+        let mut say = |status: &CiJobStatus| lines.on("jobs/cij-1", status);
+        let scheduling = status(Phase::Starting, Reason::Scheduling, "the pod waits for a node");
+        assert_eq!(say(&CiJobStatus::default()), [""; 0]);
+        assert_eq!(say(&scheduling), ["Job jobs/cij-1, class default"]);
+        assert_eq!(say(&scheduling), [""; 0]);
+        let full =
+            status(Phase::Starting, Reason::Unschedulable, "0/1 nodes are available: 1 Insufficient cpu");
+        assert_eq!(say(&full), ["Waiting for a node: 0/1 nodes are available: 1 Insufficient cpu"]);
+        assert_eq!(say(&full), [""; 0]);
+        let pod =
+            PodStatus { name: "cij-1-1".into(), attempt: 1, uid: Some("u".into()), node: Some("n1".into()) };
+        let pulling = CiJobStatus {
+            pod: Some(pod.clone()),
+            ..status(Phase::Starting, Reason::Starting, "pulling alpine")
+        };
+        assert_eq!(say(&pulling), ["pulling alpine", "Pod cij-1-1 runs on node n1"]);
+        let running = CiJobStatus { pod: Some(pod), ..status(Phase::Running, Reason::Running, "running") };
+        assert_eq!(say(&running), [""; 0]);
+    }
+
+    #[test]
+    fn the_breakdown_has_what_is_known() {
+        let operator =
+            StartBreakdown { admitted_ms: Some(12), bound_ms: Some(105), ..StartBreakdown::default() };
+        let shim = ReportedStart { helper_ms: Some(900), build_ms: Some(1234), first_byte_ms: None };
+        assert_eq!(
+            ready(1239, &operator, &shim),
+            "Ready after 1.23 s (admitted 0.01, on a node 0.10, helper 0.90, build 1.23)"
+        );
+        assert_eq!(seconds(-5), "0.00", "clocks may differ");
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let all = Tools {
+            uid: 1000,
+            gid: 0,
+            shell: Some("/bin/bash".into()),
+            git: Some("/usr/bin/git".into()),
+            git_lfs: None,
+            gitlab_runner: Some("/usr/bin/gitlab-runner-helper".into()),
+        };
+        assert_eq!(
+            tools(Some("alpine:3.20"), &all, &all).unwrap(),
+            ["Image alpine:3.20, user 1000:0, shell /bin/bash"]
+        );
+        let bare = Tools { shell: Some("/bin/sh".into()), ..Tools::default() };
+        let lines = tools(None, &bare, &bare).unwrap();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(lines[0], "user 0:0, shell /bin/sh");
+        let none = Tools::default();
+        assert_eq!(tools(None, &all, &none).unwrap_err().blame, Blame::User);
+        assert_eq!(tools(None, &none, &all).unwrap_err().blame, Blame::System);
+    }
+}

@@ -1,0 +1,264 @@
+//! `prepare`: waits until the agents in both containers of the job's pod have answered.
+
+mod lines;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use roadstead_crds::{CiJob, CiJobStatus, Phase};
+use tokio::time::Instant;
+
+use crate::shim::cli::Options;
+use crate::shim::cluster::Cluster;
+use crate::shim::env::RunnerEnv;
+use crate::shim::exec::connect::{Connector, Exec};
+use crate::shim::exec::link::{Link, LinkEvent};
+use crate::shim::exec::schedule::Occasion;
+use crate::shim::exit::Failure;
+use crate::shim::joblog::{JobLog, Output as _};
+use crate::shim::stage::Container;
+use crate::shim::state::{PodState, State, StateFile};
+use crate::shim::watch::{Seen, Watch};
+use crate::wire::PROTOCOL;
+use crate::wire::message::{Hello, Open, Refusal, Work};
+
+use lines::Lines;
+
+/// What a start may take beyond the class's limit, after which the operator ends the job itself.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// Timeouts in seconds where the operator's are not known.
+const DEFAULT_START: i64 = 600;
+const DEFAULT_ORPHAN: i64 = 120;
+
+/// The pod that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    name: String,
+    uid: String,
+}
+
+/// Waits until stages can run.
+pub async fn prepare(options: &Options, env: &RunnerEnv, log: &mut JobLog) -> Result<(), Failure> {
+    let system = |error: &dyn std::error::Error| Failure::system(error.to_string());
+    let tmpdir = env.tmpdir().map_err(|error| system(&error))?;
+    let file = StateFile::in_dir(&tmpdir);
+    let mut state = file.read().map_err(|error| system(&error))?;
+    let cluster = Cluster::find(options).await.map_err(|error| system(&error))?;
+    let name = state.cijob.clone();
+    let watch = Watch::start(cluster.cijobs(&state.namespace), name, state.cijob_uid.clone(), None);
+    let mut start =
+        Start { state: &mut state, watch, lines: Lines::default(), log, status: None, trouble: None };
+
+    let mut target = None;
+    let deadline = Instant::now() + start.limit();
+    loop {
+        let found = match target.take() {
+            Some(target) => target,
+            None => start.on_a_node(deadline).await?,
+        };
+        let exec = Exec::new(cluster.client.clone(), start.state.namespace.clone(), found.name.clone());
+        match start.reach(&exec, &found, deadline).await? {
+            Reached::Both(helper, build) => {
+                start.finish(found, &helper, &build).await?;
+                break;
+            }
+            Reached::OtherPod => {}
+        }
+        target = start.target();
+    }
+    drop(start);
+    file.write(&state).map_err(|error| system(&error))
+}
+
+/// What reaching a pod came to.
+enum Reached {
+    /// Both agents have answered.
+    Both(Box<Hello>, Box<Hello>),
+    /// The job has got another pod meanwhile.
+    OtherPod,
+}
+
+struct Start<'a> {
+    state: &'a mut State,
+    watch: Watch,
+    lines: Lines,
+    log: &'a mut JobLog,
+    status: Option<CiJobStatus>,
+    /// Why it does not go on, for the case that it never does.
+    trouble: Option<String>,
+}
+
+impl Start<'_> {
+    fn limit(&self) -> Duration {
+        let seconds = self.state.timeouts.as_ref().map_or(DEFAULT_START, |timeouts| timeouts.start_seconds);
+        Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) + MARGIN
+    }
+
+    /// The pod, as soon as it is known which one it is and it has a node.
+    fn target(&self) -> Option<Target> {
+        let pod = self.status.as_ref()?.pod.as_ref()?;
+        pod.node.as_ref()?;
+        Some(Target { name: pod.name.clone(), uid: pod.uid.clone()? })
+    }
+
+    async fn on_a_node(&mut self, deadline: Instant) -> Result<Target, Failure> {
+        loop {
+            if let Some(target) = self.target() {
+                return Ok(target);
+            }
+            let seen = tokio::time::timeout_at(deadline, self.watch.next()).await;
+            let seen = seen.map_err(|_| self.late("the job's pod got no node in time"))?;
+            self.take(seen).await?;
+        }
+    }
+
+    /// Takes what was seen of the CiJob; an error where the job cannot start any more.
+    async fn take(&mut self, seen: Seen) -> Result<(), Failure> {
+        match seen {
+            Seen::Job(job) => self.take_job(*job).await,
+            Seen::Gone => Err(Failure::system("the job's CiJob was deleted while its pod started")),
+            Seen::Denied(reason) => Err(Failure::system(reason)),
+            Seen::Blind(reason) => {
+                self.trouble = Some(reason);
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_job(&mut self, job: CiJob) -> Result<(), Failure> {
+        let Some(status) = job.status else { return Ok(()) };
+        let name = format!("{}/{}", self.state.namespace, self.state.cijob);
+        for line in self.lines.on(&name, &status) {
+            self.log.line(&line).await;
+        }
+        if status.phase.is_some_and(Phase::is_final) {
+            return Err(Failure::of_job(status.reason, status.message.as_deref()));
+        }
+        self.status = Some(status);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))
+    }
+
+    fn late(&self, what: &str) -> Failure {
+        let message = self.status.as_ref().and_then(|status| status.message.as_deref());
+        Failure::system(match self.trouble.as_deref().or(message) {
+            Some(reason) => format!("{what}: {reason}"),
+            None => what.to_owned(),
+        })
+    }
+
+    fn open(&self, target: &Target) -> Open {
+        let timeouts = self.state.timeouts.as_ref();
+        let orphan = timeouts.map_or(DEFAULT_ORPHAN, |timeouts| timeouts.orphan_seconds);
+        let shell = self.state.shell.clone().unwrap_or_else(|| "bash".to_owned());
+        Open {
+            protocol: PROTOCOL,
+            pod_uid: target.uid.clone(),
+            boot_id: None,
+            work: Work::Probe { shell },
+            orphan_ms: u64::try_from(orphan).unwrap_or_default().saturating_mul(1000),
+        }
+    }
+
+    /// Reaches the helper's agent and then the build container's, and keeps the connection to the
+    /// first while the second starts: a pod with a client is no orphan.
+    async fn reach<C: Connector>(
+        &mut self,
+        connector: &C,
+        target: &Target,
+        deadline: Instant,
+    ) -> Result<Reached, Failure> {
+        let open = self.open(target);
+        let occasion = if self.is_running() { Occasion::Running } else { Occasion::Node };
+        let mut helper = Link::new(connector, Container::Helper, open.clone(), occasion);
+        let mut build: Option<Link<'_, C>> = None;
+        let mut greeted = None;
+        loop {
+            let event = tokio::select! {
+                biased;
+                seen = self.watch.next() => {
+                    self.take(seen).await?;
+                    if self.target().is_some_and(|now| now != *target) {
+                        return Ok(Reached::OtherPod);
+                    }
+                    let running = self.is_running();
+                    helper.status_changed(running);
+                    if let Some(build) = &mut build {
+                        build.status_changed(running);
+                    }
+                    continue;
+                }
+                event = helper.next() => (Container::Helper, event),
+                event = next(&mut build) => (Container::Build, event),
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(self.late("the job's pod did not become ready in time"));
+                }
+            };
+            match event {
+                (Container::Helper, LinkEvent::Up(hello)) => {
+                    self.note(Container::Helper, helper.tries());
+                    greeted = Some(hello);
+                    let occasion = if self.is_running() { Occasion::Running } else { Occasion::Neighbour };
+                    build.get_or_insert_with(|| {
+                        Link::new(connector, Container::Build, open.clone(), occasion)
+                    });
+                }
+                (Container::Build, LinkEvent::Up(hello)) => {
+                    self.note(Container::Build, build.as_ref().map_or(0, Link::tries));
+                    if let Some(helper) = greeted {
+                        return Ok(Reached::Both(Box::new(helper), Box::new(hello)));
+                    }
+                }
+                (_, LinkEvent::Down(reason)) => self.trouble = Some(reason),
+                (_, LinkEvent::Denied(reason)) => return Err(Failure::system(reason)),
+                (container, LinkEvent::Refused(refusal)) => return Err(refused(container, &refusal)),
+            }
+        }
+    }
+
+    /// Notes when a container's agent answered first.
+    fn note(&mut self, container: Container, tries: u32) {
+        let ms = self.state.milliseconds(Timestamp::now());
+        tracing::info!(%container, ms, tries, "the agent has answered");
+        let start = &mut self.state.start;
+        let slot = match container {
+            Container::Helper => &mut start.helper_ms,
+            Container::Build => &mut start.build_ms,
+        };
+        slot.get_or_insert(ms);
+    }
+
+    async fn finish(&mut self, target: Target, helper: &Hello, build: &Hello) -> Result<(), Failure> {
+        let (pod, uid) = (target.name, target.uid);
+        let (helper_boot, build_boot) = (helper.boot_id.clone(), build.boot_id.clone());
+        self.state.pod = Some(PodState { name: pod, uid, helper_boot, build_boot });
+        let status = self.status.clone().unwrap_or_default();
+        if status.timeouts.is_some() {
+            self.state.timeouts.clone_from(&status.timeouts);
+        }
+        let total = self.state.milliseconds(Timestamp::now());
+        self.log.line(&lines::ready(total, &status.start, &self.state.start)).await;
+        let (helper, build) = (helper.tools.clone(), build.tools.clone());
+        let tools = (helper.unwrap_or_default(), build.unwrap_or_default());
+        for line in lines::tools(status.image.as_deref(), &tools.0, &tools.1)? {
+            self.log.line(&line).await;
+        }
+        Ok(())
+    }
+}
+
+/// What happens next to a link that may not be there yet.
+async fn next<C: Connector>(link: &mut Option<Link<'_, C>>) -> LinkEvent {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn refused(container: Container, refusal: &Refusal) -> Failure {
+    Failure::system(format!("the agent in the container {container} refuses to serve: {}", refusal.message))
+}

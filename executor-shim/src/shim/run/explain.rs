@@ -1,0 +1,199 @@
+//! From the verdict on a script to the end of the call, and what the job log says about it. Pure.
+
+use super::supervise::{JobEnd, Verdict};
+use crate::shim::exit::{End, Failure};
+use crate::shim::stage::{Container, Stage};
+use crate::wire::message::{ExitRecord, RefusalReason};
+
+/// How the call ends, and a line for the job log where there is something to say that the end
+/// itself does not.
+pub fn explain(
+    verdict: &Verdict,
+    stage: &Stage,
+    stopped: bool,
+    output_error: Option<&str>,
+) -> (End, Option<String>) {
+    if stopped {
+        let note = output_error.map(|error| format!("cannot write the job log: {error}"));
+        return (End::Interrupted, note);
+    }
+    match verdict {
+        Verdict::Exited(record) => exited(record),
+        Verdict::Refused(refusal) => {
+            // The helper's image is the administrator's choice, the build image is the job's.
+            let users = refusal.reason == RefusalReason::NoShell && stage.container() == Container::Build;
+            let failure = if users { Failure::user } else { Failure::system };
+            (failure(refusal.message.clone()).into(), None)
+        }
+        Verdict::JobEnded(end) => (job_ended(end).into(), None),
+        Verdict::Died(record) => {
+            let reason = record.error.as_deref().unwrap_or("the container died before the script ended");
+            (Failure::system(reason).into(), None)
+        }
+        Verdict::Denied(reason) => (Failure::system(reason.clone()).into(), None),
+        Verdict::GivenUp { reason, after } => {
+            let text = match after.as_secs() {
+                0 => format!("the stage {} was given up: {reason}", stage.name()),
+                seconds => format!("the job's pod could not be reached for {seconds} s: {reason}"),
+            };
+            (Failure::system(text).into(), None)
+        }
+        Verdict::StoppedBlindly => (End::Interrupted, None),
+    }
+}
+
+fn exited(record: &ExitRecord) -> (End, Option<String>) {
+    if let Some(error) = &record.error {
+        return (Failure::system(error.clone()).into(), None);
+    }
+    let end = match (record.code, record.signal) {
+        (Some(0), None) => return (End::Done, None),
+        (Some(code), None) => End::ScriptExited(code),
+        (_, Some(signal)) => End::ScriptKilled(signal),
+        (None, None) => {
+            let text = "the agent's exit record says neither an exit code nor a signal";
+            return (Failure::system(text).into(), None);
+        }
+    };
+    let mut notes = Vec::new();
+    if record.oom_kills.unwrap_or(0) > 0 {
+        notes.push(out_of_memory(record));
+    }
+    if let Some(signal) = record.signal {
+        notes.push(format!("the script was ended by signal {}", signal_name(signal)));
+    }
+    (end, (!notes.is_empty()).then(|| notes.join("; ")))
+}
+
+fn out_of_memory(record: &ExitRecord) -> String {
+    let mut text = "a process was killed: out of memory".to_owned();
+    if let Some(limit) = record.memory_limit_bytes {
+        text = format!("{text}; limit {}", mebibytes(limit));
+    }
+    if let Some(peak) = record.peak_memory_bytes {
+        text = format!("{text}, peak {}", mebibytes(peak));
+    }
+    text
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1024 * 1024))
+}
+
+/// Number of a signal, with the name that it has on every Linux.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "HUP",
+        2 => "INT",
+        3 => "QUIT",
+        4 => "ILL",
+        6 => "ABRT",
+        8 => "FPE",
+        9 => "KILL",
+        11 => "SEGV",
+        13 => "PIPE",
+        15 => "TERM",
+        _ => return signal.to_string(),
+    };
+    format!("{signal} (SIG{name})")
+}
+
+fn job_ended(end: &JobEnd) -> Failure {
+    match end {
+        JobEnd::Deleted => Failure::system("the job's CiJob was deleted while the job ran"),
+        JobEnd::Final { reason, message } => Failure::of_job(*reason, message.as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use roadstead_crds::Reason;
+    use roadstead_crds::reason::Blame;
+
+    use super::*;
+    use crate::wire::message::Refusal;
+
+    fn record(code: Option<i32>, signal: Option<i32>) -> ExitRecord {
+        ExitRecord { code, signal, ..ExitRecord::default() }
+    }
+
+    fn of(verdict: &Verdict) -> (End, Option<String>) {
+        explain(verdict, &Stage::new("build_script"), false, None)
+    }
+
+    #[test]
+    fn ends_of_scripts() {
+        assert_eq!(of(&Verdict::Exited(record(Some(0), None))), (End::Done, None));
+        assert_eq!(of(&Verdict::Exited(record(Some(2), None))), (End::ScriptExited(2), None));
+        assert_eq!(
+            of(&Verdict::Exited(record(None, Some(9)))),
+            (End::ScriptKilled(9), Some("the script was ended by signal 9 (SIGKILL)".into()))
+        );
+        let (end, _) = of(&Verdict::Exited(record(None, None)));
+        assert!(matches!(end, End::Failed(Failure { blame: Blame::System, .. })));
+        let broken = ExitRecord { error: Some("no space left".into()), ..record(Some(0), None) };
+        assert_eq!(of(&Verdict::Exited(broken)), (Failure::system("no space left").into(), None));
+    }
+
+    #[test]
+    fn memory_that_ran_out_is_named_where_it_explains_a_failure() {
+        let oom = |code| ExitRecord {
+            oom_kills: Some(1),
+            memory_limit_bytes: Some(512 << 20),
+            peak_memory_bytes: Some((511 << 20) + 1),
+            ..record(Some(code), None)
+        };
+        let note = "a process was killed: out of memory; limit 512 MiB, peak 512 MiB";
+        assert_eq!(of(&Verdict::Exited(oom(137))), (End::ScriptExited(137), Some(note.into())));
+        assert_eq!(of(&Verdict::Exited(oom(0))), (End::Done, None));
+    }
+
+    #[test]
+    fn refusals_and_whose_doing_they_are() {
+        for (reason, stage, blame) in [
+            (RefusalReason::NoShell, "build_script", Blame::User),
+            (RefusalReason::NoShell, "get_sources", Blame::System),
+            (RefusalReason::WrongPod, "build_script", Blame::System),
+            (RefusalReason::Start, "build_script", Blame::System),
+        ] {
+            let verdict = Verdict::Refused(Refusal { reason, message: "no".into() });
+            let (end, _) = explain(&verdict, &Stage::new(stage), false, None);
+            assert_eq!(end, Failure { blame, sentence: "no".into(), exit_code: None }.into(), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_ended_under_the_script() {
+        let end =
+            |reason| Verdict::JobEnded(JobEnd::Final { reason: Some(reason), message: Some("why".into()) });
+        let (oom, _) = of(&end(Reason::OutOfMemory));
+        assert_eq!(oom, Failure { exit_code: Some(137), ..Failure::user("why") }.into());
+        assert_eq!(of(&end(Reason::PodEvicted)).0, Failure::system("why").into());
+        assert_eq!(of(&end(Reason::Succeeded)).0, Failure::system("why").into());
+        let deleted = Failure::system("the job's CiJob was deleted while the job ran");
+        assert_eq!(of(&Verdict::JobEnded(JobEnd::Deleted)).0, deleted.into());
+    }
+
+    #[test]
+    fn whatever_happened_a_stopped_call_was_stopped() {
+        for verdict in [
+            Verdict::Exited(record(Some(0), None)),
+            Verdict::Exited(record(Some(1), None)),
+            Verdict::StoppedBlindly,
+            Verdict::GivenUp { reason: "x".into(), after: Duration::from_secs(301) },
+        ] {
+            let (end, note) = explain(&verdict, &Stage::new("build_script"), true, None);
+            assert_eq!((end, note), (End::Interrupted, None));
+        }
+    }
+
+    #[test]
+    fn out_of_reach() {
+        let after = Duration::from_secs(301);
+        let (end, _) = of(&Verdict::GivenUp { reason: "connection refused".into(), after });
+        let sentence = "the job's pod could not be reached for 301 s: connection refused";
+        assert_eq!(end, Failure::system(sentence).into());
+    }
+}

@@ -1,0 +1,151 @@
+//! `run SCRIPT STAGE`: runs one stage of the job and passes its output on.
+
+mod explain;
+mod oversight;
+mod supervise;
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use roadstead_crds::report::StageReport;
+
+use crate::shim::cli::Options;
+use crate::shim::cluster::Cluster;
+use crate::shim::env::RunnerEnv;
+use crate::shim::exec::connect::Exec;
+use crate::shim::exec::conversation::{Attempt, Progress, Stopping};
+use crate::shim::exit::{self, End, Failure};
+use crate::shim::joblog::{JobLog, Output as _};
+use crate::shim::random;
+use crate::shim::signals::Interrupt;
+use crate::shim::stage::Stage;
+use crate::shim::state::{PodState, StageEnd, StageRecord, State, StateFile};
+
+use explain::explain;
+use oversight::CiJobOversight;
+use supervise::{Verdict, supervise};
+
+/// Timeouts in seconds where the operator's are not known.
+const DEFAULT_GRACE: i64 = 10;
+const DEFAULT_ORPHAN: i64 = 120;
+
+/// Runs the stage.
+pub async fn run(
+    options: &Options,
+    env: &RunnerEnv,
+    log: &mut JobLog,
+    interrupt: Interrupt,
+    (path, stage): (&Path, &Stage),
+) -> Result<End, Failure> {
+    // The code of an earlier stage would be read as this one's.
+    if let Some(file) = env.exit_code_file() {
+        exit::forget_code(&file)
+            .map_err(|error| Failure::system(format!("cannot remove {}: {error}", file.display())))?;
+    }
+    let tmpdir = env.tmpdir().map_err(|error| Failure::system(error.to_string()))?;
+    let file = StateFile::in_dir(&tmpdir);
+    let mut known = file.read().map_err(|error| Failure::system(error.to_string()))?;
+    let pod = known.pod.clone();
+    let pod = pod.ok_or_else(|| Failure::system("no prepare call has found the job's pod ready"))?;
+    let script = std::fs::read(path)
+        .map_err(|error| Failure::system(format!("cannot read the script {}: {error}", path.display())))?;
+    let attempt = attempt(&known, &pod, stage, script)?;
+    let cluster = Cluster::find(options).await.map_err(|error| Failure::system(error.to_string()))?;
+
+    known.running = Some(stage.name().to_owned());
+    file.write(&known).map_err(|error| Failure::system(error.to_string()))?;
+    let started = Timestamp::now();
+    let exec = Exec::new(cluster.client.clone(), known.namespace.clone(), pod.name.clone());
+    let uid = known.cijob_uid.clone();
+    let mut oversight = CiJobOversight::new(cluster.cijobs(&known.namespace), known.cijob.clone(), uid);
+    let mut progress = Progress::default();
+    let mut stopping = Stopping::new(interrupt, attempt.grace);
+    let (verdict, reconnects) =
+        supervise(&exec, &mut oversight, &attempt, &mut progress, &mut stopping, log).await;
+
+    let stopped = stopping.cause().is_some();
+    let (end, note) = explain(&verdict, stage, stopped, progress.output_error.as_deref());
+    if let Some(note) = &note {
+        log.line(note).await;
+    }
+    let wall = Timestamp::now().as_millisecond().saturating_sub(started.as_millisecond());
+    known.reconnects = known.reconnects.saturating_add(i32::try_from(reconnects).unwrap_or(i32::MAX));
+    if let (None, Some(first)) = (known.start.first_byte_ms, progress.first_output) {
+        known.start.first_byte_ms = Some(known.milliseconds(first));
+    }
+    known.record(StageRecord {
+        report: report(&verdict, stage, &progress, wall),
+        end: stage_end(&verdict, &end),
+        message: note.or_else(|| match &end {
+            End::Failed(failure) => Some(failure.sentence.clone()),
+            _ => None,
+        }),
+    });
+    if let Err(error) = file.write(&known) {
+        // The stage has run; only the report on the job will not know of it.
+        tracing::warn!(%error, "cannot note the end of the stage");
+    }
+    Ok(end)
+}
+
+fn attempt(known: &State, pod: &PodState, stage: &Stage, script: Vec<u8>) -> Result<Attempt, Failure> {
+    let container = stage.container();
+    let timeouts = known.timeouts.as_ref();
+    let seconds = |value: Option<i64>, default: i64| {
+        Duration::from_secs(u64::try_from(value.unwrap_or(default)).unwrap_or_default())
+    };
+    Ok(Attempt {
+        name: random::name().map_err(|error| Failure::system(error.to_string()))?,
+        stage: stage.name().to_owned(),
+        container,
+        script: script.into(),
+        shell: known.shell.clone().unwrap_or_else(|| "bash".to_owned()),
+        reap: stage.reaps(),
+        pod_uid: pod.uid.clone(),
+        boot_id: pod.boot(container).to_owned(),
+        helper_boot_id: pod.helper_boot.clone(),
+        orphan: seconds(timeouts.map(|timeouts| timeouts.orphan_seconds), DEFAULT_ORPHAN),
+        grace: seconds(timeouts.map(|timeouts| timeouts.termination_grace_seconds), DEFAULT_GRACE),
+    })
+}
+
+fn report(verdict: &Verdict, stage: &Stage, progress: &Progress, wall_ms: i64) -> StageReport {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let record = match verdict {
+        Verdict::Exited(record) | Verdict::Died(record) => Some(record),
+        _ => None,
+    };
+    StageReport {
+        name: stage.name().chars().take(255).collect(),
+        container: stage.container().name().to_owned(),
+        exit_code: record.and_then(|record| record.code),
+        signal: record.and_then(|record| record.signal),
+        stdout_bytes: signed(progress.stdout),
+        stderr_bytes: signed(progress.stderr),
+        duration_ms: record.map(|record| signed(record.wall_ms)).filter(|ms| *ms > 0).unwrap_or(wall_ms),
+        oom_kills: record.and_then(|record| record.oom_kills).map(signed),
+        peak_memory_bytes: record.and_then(|record| record.peak_memory_bytes).map(signed),
+    }
+}
+
+/// How the stage ended, for the report on the job. A script that ended by itself before it was
+/// told to did so, whatever gitlab-runner is told.
+fn stage_end(verdict: &Verdict, end: &End) -> StageEnd {
+    use roadstead_crds::reason::Blame;
+    match (end, verdict) {
+        (End::Done, _) => StageEnd::Succeeded,
+        (End::Interrupted, Verdict::Exited(record)) if !record.stopped && record.code == Some(0) => {
+            StageEnd::Succeeded
+        }
+        (End::Interrupted, Verdict::Exited(record)) if !record.stopped && record.error.is_none() => {
+            StageEnd::Failed
+        }
+        (End::Interrupted, _) => StageEnd::Stopped,
+        (End::ScriptExited(_) | End::ScriptKilled(_), _) => StageEnd::Failed,
+        (End::Failed(failure), _) => match failure.blame {
+            Blame::User => StageEnd::Failed,
+            Blame::System => StageEnd::Errored,
+        },
+    }
+}
