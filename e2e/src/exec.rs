@@ -73,8 +73,11 @@ pub fn logged(progress: &Progress, what: &str, command: &mut Command, log: &Path
         }
         if start.elapsed() >= next {
             next += HEARTBEAT;
-            let last = tail(log, 1);
-            progress.say(format_args!("{what}: running for {} s; {last}", start.elapsed().as_secs()));
+            let seconds = start.elapsed().as_secs();
+            match tail(log, 1).as_str() {
+                "" => progress.say(format_args!("{what}: running for {seconds} s")),
+                last => progress.say(format_args!("{what}: running for {seconds} s: {last}")),
+            }
         }
         std::thread::sleep(Duration::from_millis(50));
     };

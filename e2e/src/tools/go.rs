@@ -52,6 +52,14 @@ impl Go {
         Ok(())
     }
 
+    /// Removes what building has left behind, apart from its result.
+    pub(super) fn remove_caches(&self) -> Result<()> {
+        for dir in [&self.build_cache, &self.module_cache] {
+            std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
     /// `go build` in a module's folder. `-v` makes the log show how far it is.
     pub(super) fn build(&self, source: &Path, ldflags: &str, rest: &[OsString]) -> Command {
         let mut build = command("go", ["build", "-v", "-ldflags", ldflags]);

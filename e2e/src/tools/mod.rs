@@ -74,11 +74,19 @@ impl Tools {
     /// When Go is missing or too old, or a build fails.
     pub fn ensure(progress: &Progress, state: &State, workspace: &Path) -> Result<Self> {
         let go = go::Go::find(state)?;
-        let mut bins = Vec::new();
+        let mut builds = Vec::new();
         for module in &MODULES {
-            bins.push(ensure_module(progress, state, workspace, &go, module)?);
+            builds.push(Build::plan(state, workspace, &go, module)?);
         }
-        Ok(Self { bins })
+        if builds.iter().any(|build| !build.done.exists()) {
+            let _lock = Lock::wait(progress, "tools", &state.cache_lock("tools"))?;
+            for build in builds.iter().filter(|build| !build.done.exists()) {
+                build.run(progress, state, &go)?;
+            }
+            // Gigabytes, of no use before the next version. An interrupted build keeps them.
+            go.remove_caches()?;
+        }
+        Ok(Self { bins: builds.into_iter().map(|build| build.done).collect() })
     }
 
     /// A program's path.
@@ -100,48 +108,52 @@ impl Tools {
     }
 }
 
-fn ensure_module(
-    progress: &Progress,
-    state: &State,
-    workspace: &Path,
-    go: &go::Go,
-    module: &Module,
-) -> Result<PathBuf> {
-    let source = workspace.join("e2e/tools").join(module.name);
-    let go_mod = fs::read_to_string(source.join("go.mod"))
-        .with_context(|| format!("cannot read {}/go.mod", source.display()))?;
-    let go_sum = fs::read(source.join("go.sum"))
-        .with_context(|| format!("cannot read {}/go.sum", source.display()))?;
-    go.check(&go_mod)?;
-    let ldflags = ldflags(module, &go_mod)?;
-    let key = Key::new()
-        .part("go.mod", &go_mod)
-        .part("go.sum", &go_sum)
-        .part("go", go.version())
-        .part("flags", go::FLAGS)
-        .part("ldflags", &ldflags)
-        .finish();
-    let tools = state.cache("tools")?;
-    let done = tools.join(format!("{}-{key}", module.name));
-    if done.exists() {
-        return Ok(done);
+/// One module's build.
+struct Build {
+    module: &'static Module,
+    source: PathBuf,
+    ldflags: String,
+    /// The folder that holds the programs when they are built.
+    done: PathBuf,
+}
+
+impl Build {
+    fn plan(state: &State, workspace: &Path, go: &go::Go, module: &'static Module) -> Result<Self> {
+        let source = workspace.join("e2e/tools").join(module.name);
+        let read = |name: &str| {
+            let path = source.join(name);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let go_mod = read("go.mod")?;
+        go.check(&go_mod)?;
+        let ldflags = ldflags(module, &go_mod)?;
+        let key = Key::new()
+            .part("go.mod", &go_mod)
+            .part("go.sum", read("go.sum")?)
+            .part("go", go.version())
+            .part("flags", go::FLAGS)
+            .part("ldflags", &ldflags)
+            .finish();
+        let done = state.cache("tools")?.join(format!("{}-{key}", module.name));
+        Ok(Self { module, source, ldflags, done })
     }
-    let what = format!("tools: {}", module.name);
-    let _lock = Lock::wait(progress, &what, &state.cache_lock(module.name))?;
-    if done.exists() {
-        return Ok(done);
+
+    fn run(&self, progress: &Progress, state: &State, go: &go::Go) -> Result<()> {
+        let name = self.module.name;
+        let what = format!("tools: {name}");
+        progress.say(format_args!("{what}: building from source (minutes the first time)"));
+        let building = self.done.with_extension("building");
+        if building.exists() {
+            fs::remove_dir_all(&building).with_context(|| format!("cannot remove {}", building.display()))?;
+        }
+        fs::create_dir_all(&building).with_context(|| format!("cannot create {}", building.display()))?;
+        let log = state.cache("logs")?.join(format!("tools-{name}.log"));
+        let mut build = go.build(&self.source, &self.ldflags, &output(self.module, &building));
+        exec::logged(progress, &what, &mut build, &log)?;
+        fs::rename(&building, &self.done).with_context(|| format!("cannot keep {}", self.done.display()))?;
+        progress.say(format_args!("{what}: built"));
+        Ok(())
     }
-    progress.say(format_args!("{what}: building from source (minutes the first time)"));
-    let building = tools.join(format!(".{}-{key}.building", module.name));
-    if building.exists() {
-        fs::remove_dir_all(&building).with_context(|| format!("cannot remove {}", building.display()))?;
-    }
-    fs::create_dir_all(&building).with_context(|| format!("cannot create {}", building.display()))?;
-    let log = state.cache("logs")?.join(format!("tools-{}.log", module.name));
-    exec::logged(progress, &what, &mut go.build(&source, &ldflags, &output(module, &building)), &log)?;
-    fs::rename(&building, &done).with_context(|| format!("cannot rename {}", building.display()))?;
-    progress.say(format_args!("{what}: built"));
-    Ok(done)
 }
 
 /// `-o` and the packages. A single program is named, because Go would call `server/v3` "server".
