@@ -50,7 +50,7 @@ fn nothing_else_can() {
         json!([labels::AGENT_PATH, "serve"]),
         json!([labels::AGENT_PATH, "attach", "--"]),
         json!(["attach", labels::AGENT_PATH]),
-        json!([format!("/tmp{}", labels::AGENT_PATH), "attach"]),
+        json!([format!("/elsewhere{}", labels::AGENT_PATH), "attach"]),
         json!([]),
     ] {
         assert_eq!(
