@@ -1,0 +1,288 @@
+//! Lays a JobClass's overlay over a pod, and refuses what would break a boundary.
+//!
+//! Objects merge by key, `null` removes. Lists merge by what names their items: `mountPath` for
+//! `volumeMounts`, `name` where every item has one (containers, volumes, env). Every other value
+//! replaces what was there.
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// Why an overlay cannot be applied.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OverlayError {
+    /// A part that an overlay cannot have.
+    #[error("`{0}` cannot be set by an overlay")]
+    Unexpected(String),
+    /// The merged object is no pod.
+    #[error("the result is not a pod: {0}")]
+    NotAPod(String),
+    /// Kubernetes has no such field: most likely a misspelt one.
+    #[error("there is no field `{0}` in a pod")]
+    UnknownField(String),
+    /// A boundary between the job and what is around it.
+    #[error("`{0}` would void the separation of the job's containers")]
+    Boundary(&'static str),
+    /// A part that Roadstead relies on.
+    #[error("{0} must stay as it is")]
+    Changed(String),
+}
+
+/// The pod with the overlay over it.
+///
+/// # Errors
+/// What is wrong with the overlay.
+pub fn lay(pod: Pod, overlay: &Map<String, Value>) -> Result<Pod, OverlayError> {
+    if overlay.is_empty() {
+        return Ok(pod);
+    }
+    permitted(overlay)?;
+    let not_a_pod = |error: serde_json::Error| OverlayError::NotAPod(error.to_string());
+    let mut merged = serde_json::to_value(&pod).map_err(not_a_pod)?;
+    merge(&mut merged, &Value::Object(overlay.clone()), "");
+    let laid: Pod = serde_json::from_value(merged.clone()).map_err(not_a_pod)?;
+    let understood = serde_json::to_value(&laid).map_err(not_a_pod)?;
+    if let Some(path) = lost(&merged, &understood, "") {
+        return Err(OverlayError::UnknownField(path));
+    }
+    check(&pod, &laid)?;
+    Ok(laid)
+}
+
+fn permitted(overlay: &Map<String, Value>) -> Result<(), OverlayError> {
+    if let Some(key) = overlay.keys().find(|key| !matches!(key.as_str(), "metadata" | "spec")) {
+        return Err(OverlayError::Unexpected(key.clone()));
+    }
+    if let Some(Value::Object(metadata)) = overlay.get("metadata") {
+        // A finalizer would keep the pod, an owner or another name would lose it.
+        if let Some(key) = metadata.keys().find(|key| !matches!(key.as_str(), "labels" | "annotations")) {
+            return Err(OverlayError::Unexpected(format!("metadata.{key}")));
+        }
+    }
+    Ok(())
+}
+
+fn merge(base: &mut Value, overlay: &Value, key: &str) {
+    match (base, overlay) {
+        (Value::Object(base), Value::Object(overlay)) => {
+            for (key, value) in overlay {
+                if value.is_null() {
+                    base.remove(key);
+                } else if let Some(old) = base.get_mut(key) {
+                    merge(old, value, key);
+                } else {
+                    base.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        (Value::Array(base), Value::Array(overlay)) if names(base, overlay, key).is_some() => {
+            let by = names(base, overlay, key).unwrap_or_default();
+            for item in overlay {
+                match base.iter_mut().find(|old| old.get(by) == item.get(by)) {
+                    Some(old) => merge(old, item, ""),
+                    None => base.push(item.clone()),
+                }
+            }
+        }
+        (base, overlay) => *base = overlay.clone(),
+    }
+}
+
+/// The field by which the items of two lists are the same, if there is one.
+fn names(base: &[Value], overlay: &[Value], key: &str) -> Option<&'static str> {
+    let by = if key == "volumeMounts" { "mountPath" } else { "name" };
+    let named = |item: &Value| item.get(by).is_some_and(Value::is_string);
+    base.iter().chain(overlay).all(named).then_some(by)
+}
+
+/// Path of the first value that decoding dropped.
+fn lost(written: &Value, understood: &Value, path: &str) -> Option<String> {
+    match (written, understood) {
+        (Value::Object(written), Value::Object(understood)) => written.iter().find_map(|(key, value)| {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match understood.get(key) {
+                Some(other) => lost(value, other, &path),
+                None => (!value.is_null()).then_some(path),
+            }
+        }),
+        (Value::Array(written), Value::Array(understood)) => written
+            .iter()
+            .zip(understood)
+            .enumerate()
+            .find_map(|(index, (value, other))| lost(value, other, &format!("{path}[{index}]"))),
+        _ => None,
+    }
+}
+
+/// What must hold whatever the class lays over the pod.
+fn check(pod: &Pod, laid: &Pod) -> Result<(), OverlayError> {
+    let changed = |what: &str| Err(OverlayError::Changed(what.to_owned()));
+    let ours = pod.metadata.labels.iter().flatten();
+    for (key, value) in ours {
+        if laid.metadata.labels.as_ref().and_then(|labels| labels.get(key)) != Some(value) {
+            return changed(&format!("label `{key}`"));
+        }
+    }
+    let (Some(before), Some(after)) = (&pod.spec, &laid.spec) else { return changed("`spec`") };
+    if after.share_process_namespace == Some(true) {
+        return Err(OverlayError::Boundary("spec.shareProcessNamespace"));
+    }
+    if after.host_pid == Some(true) {
+        return Err(OverlayError::Boundary("spec.hostPID"));
+    }
+    if after.restart_policy != before.restart_policy {
+        // A script would run again in a container that has forgotten the first time.
+        return changed("`spec.restartPolicy`");
+    }
+    if after.active_deadline_seconds != before.active_deadline_seconds {
+        return changed("`spec.activeDeadlineSeconds`, which follows from `timeouts.jobSeconds`,");
+    }
+    for name in [BUILD_CONTAINER, HELPER_CONTAINER, AGENT_CONTAINER] {
+        let find =
+            |containers: &[Container]| containers.iter().find(|container| container.name == name).cloned();
+        let Some(before) = find(&before.containers) else { continue };
+        let Some(after) = find(&after.containers) else { return changed(&format!("container \"{name}\"")) };
+        if after.command != before.command || after.args != before.args {
+            return changed(&format!("the command of container \"{name}\""));
+        }
+        if after.restart_policy.is_some() {
+            return changed(&format!("the restart policy of container \"{name}\""));
+        }
+        for mount in before.volume_mounts.iter().flatten() {
+            let kept = after.volume_mounts.iter().flatten().find(|kept| kept.mount_path == mount.mount_path);
+            if mount.mount_path.starts_with("/.roadstead/") && kept != Some(mount) {
+                return changed(&format!("the mount of {} in container \"{name}\"", mount.mount_path));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+    use crate::job::pod::{self, Order};
+    use crate::policy::class::Terms;
+    use roadstead_crds::JobClassSpec;
+    use serde_json::json;
+
+    fn bare() -> Pod {
+        let (job, class) = (fixture::job(), JobClassSpec::default());
+        let terms = Terms::grant(&job.spec.request, "default", &class).unwrap();
+        let identity = crate::job::Identity::of(&job).unwrap();
+        let order = Order {
+            identity: &identity,
+            request: &job.spec.request,
+            terms: &terms,
+            class: &class,
+            images: &fixture::images(),
+        };
+        pod::build(order, "cij-4711-0123456789-3f2a91bc-1").unwrap()
+    }
+
+    fn with(overlay: &Value) -> Result<Pod, OverlayError> {
+        lay(bare(), overlay.as_object().unwrap())
+    }
+
+    fn container<'a>(pod: &'a Pod, name: &str) -> &'a Container {
+        pod.spec.as_ref().unwrap().containers.iter().find(|container| container.name == name).unwrap()
+    }
+
+    #[test]
+    fn lists_merge_by_name_and_the_rest_is_replaced() {
+        let pod = with(&json!({
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "x"}},
+            "spec": {
+                "priorityClassName": "low",
+                "enableServiceLinks": null,
+                "dnsConfig": {"searches": ["a.example"]},
+                "containers": [
+                    {"name": "build", "env": [{"name": "A", "value": "1"}],
+                     "volumeMounts": [{"name": "builds", "mountPath": "/second"}]},
+                    {"name": "proxy", "image": "proxy:1"},
+                ],
+                "volumes": [{"name": "extra", "emptyDir": {}}],
+            },
+        }))
+        .unwrap();
+        let spec = pod.spec.as_ref().unwrap();
+        assert_eq!(spec.priority_class_name.as_deref(), Some("low"));
+        assert_eq!(spec.enable_service_links, None);
+        assert_eq!(pod.metadata.labels.as_ref().unwrap()["team"], "a");
+        let names: Vec<_> = spec.containers.iter().map(|container| container.name.as_str()).collect();
+        assert_eq!(names, ["agent", "helper", "build", "proxy"]);
+        let before = bare();
+        let (old, new) = (container(&before, "build"), container(&pod, "build"));
+        assert_eq!(new.image, old.image);
+        assert_eq!(new.env.as_ref().unwrap().len(), old.env.as_ref().unwrap().len() + 1);
+        assert_eq!(new.volume_mounts.as_ref().unwrap().len(), old.volume_mounts.as_ref().unwrap().len() + 1);
+        let volumes = |pod: &Pod| pod.spec.as_ref().unwrap().volumes.as_ref().unwrap().len();
+        assert_eq!(volumes(&pod), volumes(&before) + 1);
+    }
+
+    #[test]
+    fn an_empty_overlay_changes_nothing() {
+        assert_eq!(with(&json!({})).unwrap(), bare());
+        assert_eq!(with(&json!({"spec": {}, "metadata": {"labels": {}}})).unwrap(), bare());
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let table = [
+            (json!({"kind": "Deployment"}), "`kind` cannot be set by an overlay"),
+            (json!({"metadata": {"name": "x"}}), "`metadata.name` cannot be set by an overlay"),
+            (
+                json!({"metadata": {"finalizers": ["x/y"]}}),
+                "`metadata.finalizers` cannot be set by an overlay",
+            ),
+            (
+                json!({"metadata": {"labels": {"roadstead.dev/cijob": "other"}}}),
+                "label `roadstead.dev/cijob` must stay as it is",
+            ),
+            (
+                json!({"metadata": {"labels": null}}),
+                "label `app.kubernetes.io/managed-by` must stay as it is",
+            ),
+            (
+                json!({"spec": {"hostPID": true}}),
+                "`spec.hostPID` would void the separation of the job's containers",
+            ),
+            (
+                json!({"spec": {"shareProcessNamespace": true}}),
+                "`spec.shareProcessNamespace` would void the separation of the job's containers",
+            ),
+            (json!({"spec": {"restartPolicy": "Always"}}), "`spec.restartPolicy` must stay as it is"),
+            (
+                json!({"spec": {"activeDeadlineSeconds": null}}),
+                "`spec.activeDeadlineSeconds`, which follows from `timeouts.jobSeconds`, must stay as it is",
+            ),
+            (json!({"spec": {"nodeSelektor": {}}}), "there is no field `spec.nodeSelektor` in a pod"),
+            (
+                json!({"spec": {"containers": [{"name": "build", "imagePolicy": "Never"}]}}),
+                "there is no field `spec.containers[2].imagePolicy` in a pod",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "build", "command": ["sh"]}]}}),
+                "the command of container \"build\" must stay as it is",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "helper", "volumeMounts": [
+                    {"name": "cache", "mountPath": "/.roadstead/run"}]}]}}),
+                "the mount of /.roadstead/run in container \"helper\" must stay as it is",
+            ),
+            (json!({"spec": {"containers": null}}), "container \"build\" must stay as it is"),
+        ];
+        for (overlay, message) in table {
+            assert_eq!(with(&overlay).unwrap_err().to_string(), message, "{overlay}");
+        }
+        assert!(matches!(with(&json!({"spec": {"containers": 3}})), Err(OverlayError::NotAPod(_))));
+        assert!(matches!(with(&json!({"spec": null})), Err(OverlayError::Changed(_))));
+    }
+
+    #[test]
+    fn false_is_allowed_where_true_is_not() {
+        assert!(with(&json!({"spec": {"hostPID": false, "shareProcessNamespace": false}})).is_ok());
+    }
+}

@@ -1,0 +1,403 @@
+//! What to do about a CiJob: its next status, the actions that go with it, when to look again and
+//! why. Planning again on the planned state changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use roadstead_crds::jobclass::Timeouts;
+use roadstead_crds::status::{PodStatus, condition};
+use roadstead_crds::{CiJob, CiJobStatus, JobClass, Reason};
+
+use crate::job::Identity;
+use crate::job::inspect::{self, Inspection, Setting};
+use crate::job::pod::{self, Order};
+use crate::job::status::{self, Draft};
+use crate::policy::class::{self, Terms};
+use crate::policy::timeouts;
+use crate::policy::verdict::{self, Case, PodEnd, Verdict};
+use crate::policy::{Images, image};
+
+/// Everything that a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The CiJob.
+    pub job: Arc<CiJob>,
+    /// Its class: the recorded one, or the one that it asks for. `None`: there is no such class.
+    pub class: Option<Arc<JobClass>>,
+    /// All pods that carry the CiJob's name, whoever made them.
+    pub pods: Vec<Arc<Pod>>,
+    /// The pod whose name the status records.
+    pub current: Current,
+}
+
+/// What is known of the pod whose name the status records.
+#[derive(Clone, Debug)]
+pub enum Current {
+    /// The status records none, or nobody needs to know.
+    Unknown,
+    /// The API server has no pod of that name.
+    Absent,
+    /// There is one. It need not be the job's.
+    Present {
+        /// The pod.
+        pod: Arc<Pod>,
+        /// Whether its changes are noticed. A pod without the label is found by asking only.
+        watched: bool,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The status that the CiJob gets, before any action is taken.
+    pub status: CiJobStatus,
+    /// In this order.
+    pub actions: Vec<Action>,
+    /// When to look again if nothing changes before.
+    pub requeue: Option<Duration>,
+    /// What it was that decided.
+    pub why: Why,
+}
+
+/// A change to the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Create the pod that the status names.
+    CreatePod(Box<Pod>),
+    /// Delete this very pod.
+    DeletePod {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+        /// Seconds between SIGTERM and SIGKILL.
+        grace: u32,
+    },
+    /// Delete the CiJob: it was kept long enough.
+    DeleteJob,
+}
+
+/// What decided a plan, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The CiJob is being deleted; its pod goes with it.
+    BeingDeleted,
+    /// The class is not there, and may still come.
+    AwaitingClass,
+    /// The shim holds the pod back.
+    Held,
+    /// The job needs its first pod.
+    NewPod,
+    /// The pod that was named was never created.
+    LostPod,
+    /// Nobody could say whether the pod that was named exists.
+    Unsure,
+    /// The pod is there and on its way.
+    Starting,
+    /// The job runs.
+    Running,
+    /// The job has just ended.
+    Ended(Reason),
+    /// The job ended earlier and is kept for a while.
+    Kept,
+    /// The job ended and was kept long enough.
+    Expired,
+}
+
+/// Nothing waits longer without a look. It costs no request and forgives a clock that was changed.
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(1);
+
+/// How soon to look again at a pod that nobody watches.
+const UNWATCHED: SignedDuration = SignedDuration::from_secs(10);
+
+/// Grace of a pod in which no script runs any more. Zero would take it from the API server before
+/// the kubelet has ended its containers.
+const AT_ONCE: u32 = 1;
+
+/// Plans for one CiJob.
+pub fn plan(observed: &Observed, images: &Images, now: Timestamp) -> Plan {
+    let draft = Draft::of(&observed.job, now);
+    if observed.job.metadata.deletion_timestamp.is_some() {
+        return Plan { status: draft.status, actions: vec![], requeue: None, why: Why::BeingDeleted };
+    }
+    let planner = Planner { observed, images, now, draft };
+    match planner.draft.status.phase {
+        Some(phase) if phase.is_final() => planner.after_the_end(),
+        _ => planner.before_the_end(),
+    }
+}
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    images: &'a Images,
+    now: Timestamp,
+    draft: Draft<'a>,
+}
+
+/// Why no pod can be made now.
+enum NoPod {
+    /// The class is not there.
+    Class,
+    /// And it will not get better.
+    Ever(Verdict),
+}
+
+impl<'a> Planner<'a> {
+    /// Removes what is left of the job, and the job itself when its time has come.
+    fn after_the_end(self) -> Plan {
+        let finished = self.draft.status.finished_at.as_ref().map_or_else(|| self.born(), |time| time.0);
+        let expiry = timeouts::after(finished, self.ttl());
+        let pods_left = self.observed.pods.iter().any(|pod| self.observed.identity.owns(pod));
+        let (why, actions) = if self.now >= expiry && !pods_left {
+            (Why::Expired, vec![Action::DeleteJob])
+        } else {
+            (Why::Kept, self.delete_pods(self.grace(), |_| true))
+        };
+        self.plan(why, actions, &[expiry])
+    }
+
+    fn before_the_end(mut self) -> Plan {
+        let ours = self.our_pod();
+        let seen = ours.map(|pod| self.inspect(pod));
+        if let (Some(pod), Some(seen)) = (ours, &seen) {
+            self.draft.pod_exists(pod.metadata.uid.as_deref().unwrap_or_default());
+            self.draft.progress(seen);
+        }
+        if let Some(verdict) = self.verdict(seen.as_ref()) {
+            return self.end(&verdict);
+        }
+        if ours.is_some() {
+            let why = if self.draft.status.started_at.is_some() { Why::Running } else { Why::Starting };
+            let strays = self.delete_strays();
+            return self.go_on(why, strays);
+        }
+        match self.next_pod() {
+            Ok((why, create)) => {
+                let mut actions = self.delete_strays();
+                actions.extend(create.map(|pod| Action::CreatePod(Box::new(pod))));
+                self.go_on(why, actions)
+            }
+            Err(NoPod::Ever(verdict)) => self.end(&verdict),
+            Err(NoPod::Class) => self.without_class(),
+        }
+    }
+
+    /// Admits the job if it is not yet, and makes the pod that it needs, if it may have one.
+    fn next_pod(&mut self) -> Result<(Why, Option<Pod>), NoPod> {
+        let Observed { identity, job, class, current, .. } = self.observed;
+        let request = &job.spec.request;
+        let class = class.as_ref().ok_or(NoPod::Class)?;
+        let recorded = Terms::recorded(&self.draft.status).filter(|_| self.draft.is_admitted());
+        let (terms, admitted) = match recorded {
+            Some(terms) => (terms, true),
+            None => {
+                let granted = Terms::grant(request, class::wanted(request), &class.spec);
+                (granted.map_err(NoPod::Ever)?, false)
+            }
+        };
+        let why = match (&self.draft.status.pod, current) {
+            (None, _) => Why::NewPod,
+            (Some(_), Current::Absent) => Why::LostPod,
+            (Some(_), Current::Unknown | Current::Present { .. }) => return Ok((Why::Unsure, None)),
+        };
+        let next = self.draft.next_pod(identity);
+        let order = Order { identity, request, terms: &terms, class: &class.spec, images: self.images };
+        let pod = pod::build(order, &next.name).map_err(|error| {
+            let message =
+                format!("the pod overlay of JobClass \"{}\" cannot be applied: {error}", terms.class);
+            NoPod::Ever(Verdict::new(Reason::ClassInvalid, message))
+        })?;
+        if !admitted {
+            self.draft.admit(terms);
+        }
+        if job.spec.hold {
+            self.draft.hold();
+            return Ok((Why::Held, None));
+        }
+        self.draft.name_pod(next);
+        Ok((why, Some(pod)))
+    }
+
+    /// The class may be about to come. It is not waited for long.
+    fn without_class(mut self) -> Plan {
+        let verdict = class::not_found(&self.observed.job.spec.request);
+        let deadline = timeouts::later(self.born(), class::PATIENCE);
+        if self.now >= deadline {
+            return self.end(&verdict);
+        }
+        if !self.draft.is_admitted() {
+            self.draft.wait_for_class(&verdict);
+        }
+        let strays = self.delete_strays();
+        self.plan(Why::AwaitingClass, strays, &[deadline])
+    }
+
+    fn verdict(&self, seen: Option<&Inspection>) -> Option<Verdict> {
+        let status = &self.draft.status;
+        let request = &self.observed.job.spec.request;
+        let job_seconds = self.job_seconds();
+        let class = status.class.as_deref().unwrap_or_else(|| class::wanted(request));
+        verdict::verdict(&Case {
+            pod: self.pod_end(seen),
+            report: self.observed.job.spec.report.as_ref(),
+            clock: timeouts::clock(self.born(), job_seconds, self.now),
+            job_seconds,
+            orphan_seconds: status.timeouts.as_ref().map_or(0, |timeouts| timeouts.orphan_seconds),
+            late: self.start_deadline().filter(|deadline| self.now >= *deadline).map(|_| {
+                let seconds = status.timeouts.as_ref().map_or(0, |timeouts| timeouts.start_seconds);
+                let last = status.message.as_deref().unwrap_or_default();
+                format!(
+                    "the job did not start within the {seconds} s that JobClass \"{class}\" gives it (`timeouts.startSeconds`). \
+                     It stood there: {last}"
+                )
+            }),
+            place: &self.place(),
+            class,
+        })
+    }
+
+    fn pod_end(&self, seen: Option<&Inspection>) -> Option<PodEnd> {
+        let status = &self.draft.status;
+        match (&self.observed.current, seen) {
+            (Current::Present { .. }, None) => Some(PodEnd::Impostor),
+            (Current::Present { .. }, Some(seen)) => seen.end.clone().or_else(|| {
+                let trouble = seen.trouble.as_ref()?;
+                let deadline = self.trouble_deadline()?;
+                (self.now >= deadline).then(|| PodEnd::CannotStart(trouble.clone()))
+            }),
+            (Current::Absent, _) => {
+                let ran = status.pod.as_ref().is_some_and(|pod| pod.uid.is_some());
+                ran.then(|| PodEnd::Gone { disrupted: status::is_true(status, condition::DISRUPTED) })
+            }
+            (Current::Unknown, _) => None,
+        }
+    }
+
+    /// The recorded pod, if it is there and the job's. One whose UID nobody stored is taken over.
+    fn our_pod(&self) -> Option<&'a Pod> {
+        let Current::Present { pod, .. } = &self.observed.current else { return None };
+        let recorded = self.draft.status.pod.as_ref()?.uid.as_ref();
+        let same = recorded.is_none_or(|uid| pod.metadata.uid.as_ref() == Some(uid));
+        (same && self.observed.identity.owns(pod)).then_some(pod.as_ref())
+    }
+
+    fn inspect(&self, pod: &Pod) -> Inspection {
+        let (status, request) = (&self.draft.status, &self.observed.job.spec.request);
+        let setting = Setting {
+            class: status.class.as_deref().unwrap_or_else(|| class::wanted(request)),
+            chooser: image::chooser(request),
+            resources: &status.resources,
+        };
+        inspect::inspect(pod, setting)
+    }
+
+    fn end(mut self, verdict: &Verdict) -> Plan {
+        self.draft.finish(verdict);
+        let actions = self.delete_pods(self.grace(), |_| true);
+        let expiry = timeouts::after(self.now, self.ttl());
+        self.plan(Why::Ended(verdict.reason), actions, &[expiry])
+    }
+
+    fn go_on(self, why: Why, actions: Vec<Action>) -> Plan {
+        let timeout =
+            timeouts::later(timeouts::after(self.born(), self.job_seconds()), timeouts::BEHIND_RUNNER);
+        let unwatched = matches!(self.observed.current, Current::Present { watched: false, .. });
+        let deadlines: Vec<_> = [
+            Some(timeout),
+            self.start_deadline(),
+            self.trouble_deadline(),
+            unwatched.then(|| timeouts::later(self.now, UNWATCHED)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        self.plan(why, actions, &deadlines)
+    }
+
+    fn plan(self, why: Why, actions: Vec<Action>, deadlines: &[Timestamp]) -> Plan {
+        let next = deadlines
+            .iter()
+            .map(|deadline| deadline.duration_since(self.now))
+            .filter(SignedDuration::is_positive);
+        let wait = next.min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+        Plan { status: self.draft.status, actions, requeue: Some(wait.unsigned_abs()), why }
+    }
+
+    /// By when the containers have to run. `None`: they do, or the job is not admitted.
+    fn start_deadline(&self) -> Option<Timestamp> {
+        let status = &self.draft.status;
+        if status.started_at.is_some() || !self.draft.is_admitted() {
+            return None;
+        }
+        let created =
+            self.our_pod().and_then(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| time.0);
+        let since = created.or_else(|| status::since(status, condition::ADMITTED))?;
+        Some(timeouts::after(since, status.timeouts.as_ref()?.start_seconds))
+    }
+
+    /// Until when the kubelet may try again to start a container.
+    fn trouble_deadline(&self) -> Option<Timestamp> {
+        let status = &self.draft.status;
+        let since = status::since(status, condition::STARTED).filter(|_| status.started_at.is_none())?;
+        Some(timeouts::later(since, timeouts::START_TROUBLE))
+    }
+
+    /// When the CiJob was created, by the API server's clock.
+    fn born(&self) -> Timestamp {
+        let job = &self.observed.job;
+        job.metadata.creation_timestamp.as_ref().map_or(job.spec.request.requested_at.0, |time| time.0)
+    }
+
+    fn job_seconds(&self) -> i64 {
+        let granted = self.draft.status.timeouts.as_ref().map(|timeouts| timeouts.job_seconds);
+        granted.unwrap_or(self.observed.job.spec.request.timeout_seconds)
+    }
+
+    fn ttl(&self) -> i64 {
+        let granted = self.draft.status.timeouts.as_ref().map(|timeouts| timeouts.ttl_seconds_after_finished);
+        granted.unwrap_or_else(|| Timeouts::default().ttl_seconds_after_finished)
+    }
+
+    /// Seconds that the pod's containers get to end.
+    fn grace(&self) -> u32 {
+        let status = &self.draft.status;
+        // After a report no script runs any more; before the start none has run yet.
+        let idle = self.observed.job.spec.report.is_some() || status.started_at.is_none();
+        let granted = status.timeouts.as_ref().map_or(0, |timeouts| timeouts.termination_grace_seconds);
+        if idle { AT_ONCE } else { u32::try_from(granted).unwrap_or(AT_ONCE).max(AT_ONCE) }
+    }
+
+    fn place(&self) -> String {
+        match &self.draft.status.pod {
+            Some(PodStatus { name, node: Some(node), .. }) => format!("pod \"{name}\" on node \"{node}\""),
+            Some(PodStatus { name, node: None, .. }) => format!("pod \"{name}\""),
+            None => "the job's pod".to_owned(),
+        }
+    }
+
+    /// Deletes pods of the job under other names than the recorded one.
+    fn delete_strays(&self) -> Vec<Action> {
+        let recorded = self.draft.status.pod.as_ref().map(|pod| &pod.name);
+        self.delete_pods(AT_ONCE, |pod| pod.metadata.name.as_ref() != recorded)
+    }
+
+    fn delete_pods(&self, grace: u32, which: impl Fn(&Pod) -> bool) -> Vec<Action> {
+        let pods = self.observed.pods.iter().filter(|pod| {
+            self.observed.identity.owns(pod) && pod.metadata.deletion_timestamp.is_none() && which(pod)
+        });
+        pods.filter_map(|pod| {
+            let (name, uid) = (pod.metadata.name.clone()?, pod.metadata.uid.clone()?);
+            Some(Action::DeletePod { name, uid, grace })
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! The steps that a status takes. Each changes only what is new, so that taking one twice changes
+//! nothing.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use roadstead_crds::names::pod_name;
+use roadstead_crds::status::{PodStatus, StartBreakdown, condition};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
+
+use crate::job::Identity;
+use crate::job::inspect::Inspection;
+use crate::policy::class::Terms;
+use crate::policy::verdict::Verdict;
+use crate::policy::words::{sentence, span};
+
+/// A status on its way: whose it is and what time it is.
+#[derive(Clone, Debug)]
+pub struct Draft<'a> {
+    job: &'a CiJob,
+    now: Timestamp,
+    /// The status as it stands.
+    pub status: CiJobStatus,
+}
+
+impl<'a> Draft<'a> {
+    /// The job's status as it is.
+    pub fn of(job: &'a CiJob, now: Timestamp) -> Self {
+        Self { job, now, status: job.status.clone().unwrap_or_default() }
+    }
+
+    /// Whether the job may run.
+    pub fn is_admitted(&self) -> bool {
+        is_true(&self.status, condition::ADMITTED)
+    }
+
+    /// The job waits for its class.
+    pub fn wait_for_class(&mut self, verdict: &Verdict) {
+        self.stand(Phase::Queued, verdict.reason, &verdict.message);
+        self.condition(condition::ADMITTED, Value::False, verdict.reason, &verdict.message);
+    }
+
+    /// The job may run on these terms.
+    pub fn admit(&mut self, terms: Terms) {
+        let message = format!("JobClass \"{}\" admits the job.", terms.class);
+        terms.record(&mut self.status);
+        self.condition(condition::ADMITTED, Value::True, Reason::Scheduling, &message);
+        let elapsed = self.elapsed();
+        self.start(|start| &mut start.admitted_ms, elapsed);
+    }
+
+    /// The job may run, but the shim holds its pod back.
+    pub fn hold(&mut self) {
+        self.stand(Phase::Admitted, Reason::Held, "The job waits for its credentials to be stored.");
+    }
+
+    /// What the job's next pod is called. No number comes twice.
+    pub fn next_pod(&self, identity: &Identity) -> PodStatus {
+        let attempt = self.status.pod.as_ref().map_or(0, |pod| pod.attempt).saturating_add(1);
+        PodStatus { name: pod_name(&identity.name, &identity.uid, attempt), attempt, uid: None, node: None }
+    }
+
+    /// Stores the name of a pod, before the pod is created.
+    pub fn name_pod(&mut self, pod: PodStatus) {
+        self.stand(Phase::Admitted, Reason::Scheduling, "The job's pod is being created.");
+        self.status.pod = Some(pod);
+    }
+
+    /// The API server has the pod, under this UID.
+    pub fn pod_exists(&mut self, uid: &str) {
+        let Some(pod) = &mut self.status.pod else { return };
+        if pod.uid.is_none() {
+            pod.uid = Some(uid.to_owned());
+            self.stand(Phase::Starting, Reason::Scheduling, "The job's pod waits for a node.");
+        }
+        let elapsed = self.elapsed();
+        self.start(|start| &mut start.pod_created_ms, elapsed);
+    }
+
+    /// What the pod shows of its start.
+    pub fn progress(&mut self, seen: &Inspection) {
+        if let Some(words) = &seen.disrupted {
+            let message = sentence(words);
+            self.condition(condition::DISRUPTED, Value::True, Reason::PodEvicted, &message);
+        }
+        if let Some(node) = &seen.node {
+            if let Some(pod) = &mut self.status.pod {
+                pod.node.get_or_insert_with(|| node.clone());
+            }
+            let message = format!("The job's pod is on node \"{node}\".");
+            self.condition(condition::SCHEDULED, Value::True, Reason::Starting, &message);
+            let elapsed = self.elapsed();
+            self.start(|start| &mut start.bound_ms, elapsed);
+        }
+        if seen.running {
+            let message =
+                format!("The job's containers run on node \"{}\".", seen.node.as_deref().unwrap_or_default());
+            self.condition(condition::STARTED, Value::True, Reason::Running, &message);
+            let elapsed = self.elapsed();
+            self.start(|start| &mut start.running_ms, elapsed);
+            self.status.started_at.get_or_insert(MicroTime(self.now));
+            self.stand(Phase::Running, Reason::Running, &message);
+        }
+        if self.status.started_at.is_some() {
+            return;
+        }
+        if let Some(trouble) = &seen.trouble {
+            let message = format!("{} The node tries again.", sentence(&trouble.message));
+            self.condition(condition::STARTED, Value::False, trouble.reason, &message);
+            self.stand(Phase::Starting, trouble.reason, &message);
+            return;
+        }
+        self.status.conditions.retain(|condition| condition.type_ != condition::STARTED);
+        if let Some(node) = &seen.node {
+            self.stand(
+                Phase::Starting,
+                Reason::Starting,
+                &format!("Node \"{node}\" prepares the job's pod."),
+            );
+        } else if let Some(words) = &seen.unschedulable {
+            let message = sentence(&format!("no node can take the job's pod yet: {words}"));
+            self.condition(condition::SCHEDULED, Value::False, Reason::Unschedulable, &message);
+            self.stand(Phase::Starting, Reason::Unschedulable, &message);
+        } else {
+            self.stand(Phase::Starting, Reason::Scheduling, "The job's pod waits for a node.");
+        }
+    }
+
+    /// The job has ended.
+    pub fn finish(&mut self, verdict: &Verdict) {
+        self.stand(verdict.phase(), verdict.reason, &verdict.message);
+        self.condition(condition::FINISHED, Value::True, verdict.reason, &verdict.message);
+        self.status.finished_at.get_or_insert(MicroTime(self.now));
+        self.status.duration = Some(span(self.elapsed() / 1000));
+        if let Some(report) = &self.job.spec.report {
+            let start = &mut self.status.start;
+            start.helper_ms = start.helper_ms.or(report.start.helper_ms);
+            start.build_ms = start.build_ms.or(report.start.build_ms);
+            start.first_byte_ms = start.first_byte_ms.or(report.start.first_byte_ms);
+        }
+    }
+
+    fn stand(&mut self, phase: Phase, reason: Reason, message: &str) {
+        self.status.phase = Some(phase);
+        self.status.reason = Some(reason);
+        if self.status.message.as_deref() != Some(message) {
+            self.status.message = Some(message.to_owned());
+        }
+    }
+
+    /// Milliseconds since the shim asked.
+    fn elapsed(&self) -> i64 {
+        self.now.as_millisecond() - self.job.spec.request.requested_at.0.as_millisecond()
+    }
+
+    fn start(&mut self, step: impl Fn(&mut StartBreakdown) -> &mut Option<i64>, milliseconds: i64) {
+        step(&mut self.status.start).get_or_insert(milliseconds);
+    }
+
+    fn condition(&mut self, kind: &str, value: Value, reason: Reason, message: &str) {
+        let next = Condition {
+            type_: kind.to_owned(),
+            status: value.as_str().to_owned(),
+            reason: reason.as_str().to_owned(),
+            message: message.to_owned(),
+            last_transition_time: Time(self.now),
+            observed_generation: self.job.metadata.generation,
+        };
+        let Some(old) = self.status.conditions.iter_mut().find(|condition| condition.type_ == kind) else {
+            self.status.conditions.push(next);
+            return;
+        };
+        if old.status != next.status {
+            *old = next;
+        } else if old.reason != next.reason || old.message != next.message {
+            *old = Condition { last_transition_time: old.last_transition_time.clone(), ..next };
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    True,
+    False,
+}
+
+impl Value {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+        }
+    }
+}
+
+/// Whether a condition holds.
+pub fn is_true(status: &CiJobStatus, kind: &str) -> bool {
+    find(status, kind).is_some_and(|condition| condition.status == "True")
+}
+
+/// Since when a condition is as it is.
+pub fn since(status: &CiJobStatus, kind: &str) -> Option<Timestamp> {
+    find(status, kind).map(|condition| condition.last_transition_time.0)
+}
+
+fn find<'a>(status: &'a CiJobStatus, kind: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind)
+}

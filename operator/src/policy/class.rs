@@ -1,0 +1,116 @@
+//! Which JobClass a job gets, and what it then runs with.
+
+use jiff::SignedDuration;
+use roadstead_crds::Reason;
+use roadstead_crds::jobclass::{DEFAULT_CLASS, JobClassSpec};
+use roadstead_crds::request::JobRequest;
+use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig};
+use std::collections::BTreeMap;
+
+use crate::policy::verdict::Verdict;
+use crate::policy::{image, resources, timeouts};
+
+/// How long a job waits for a class that does not exist, from its creation: an installation or
+/// upgrade may be about to create it. gitlab-runner tries twice more, each time with a new CiJob.
+pub const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+
+/// Name of the class that the job asks for.
+pub fn wanted(request: &JobRequest) -> &str {
+    request.class_name.as_deref().unwrap_or(DEFAULT_CLASS)
+}
+
+/// What to say of a class that is not there. Without a name in the request it is the default one.
+pub fn not_found(request: &JobRequest) -> Verdict {
+    let name = wanted(request);
+    let message = if request.class_name.is_some() {
+        format!(
+            "JobClass \"{name}\", which the runner asks for, does not exist: `kubectl get jobclasses` lists those that do"
+        )
+    } else {
+        format!(
+            "JobClass \"{name}\", which applies to jobs that ask for none, does not exist: the administrator has to create it"
+        )
+    };
+    Verdict::new(Reason::ClassNotFound, message)
+}
+
+/// What a job runs with: decided once, when it is admitted, and kept in its status. gitlab-runner
+/// has been told of some of it, so a class that changes later must not change it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// Name of the class.
+    pub class: String,
+    /// Image of the build container.
+    pub image: String,
+    /// What gitlab-runner has to know.
+    pub config: JobConfig,
+    /// Timeouts in seconds.
+    pub timeouts: EffectiveTimeouts,
+    /// Requests and limits by container name.
+    pub resources: BTreeMap<String, EffectiveResources>,
+}
+
+impl Terms {
+    /// Applies a class to a request.
+    ///
+    /// # Errors
+    /// The verdict on a job that cannot run with the class.
+    pub fn grant(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<Self, Verdict> {
+        let image = image::choose(request, name, class)?;
+        Ok(Self {
+            class: name.to_owned(),
+            image: image.name.to_owned(),
+            config: JobConfig {
+                shell: class.builds.shell,
+                builds_dir: class.builds.builds_dir.clone(),
+                cache_dir: class.builds.cache_dir.clone(),
+            },
+            timeouts: timeouts::effective(request, &class.timeouts),
+            resources: resources::effective(class),
+        })
+    }
+
+    /// The terms that a status records. `None`: the job was not admitted yet.
+    pub fn recorded(status: &CiJobStatus) -> Option<Self> {
+        Some(Self {
+            class: status.class.clone()?,
+            image: status.image.clone()?,
+            config: status.config.clone()?,
+            timeouts: status.timeouts.clone()?,
+            resources: status.resources.clone(),
+        })
+    }
+
+    /// Writes them into a status.
+    pub fn record(self, status: &mut CiJobStatus) {
+        status.class = Some(self.class);
+        status.image = Some(self.image);
+        status.config = Some(self.config);
+        status.timeouts = Some(self.timeouts);
+        status.resources = self.resources;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn a_job_gets_the_class_it_names_or_the_default_one() {
+        let mut request = fixture::request();
+        assert_eq!(wanted(&request), "default");
+        request.class_name = Some("big".to_owned());
+        assert_eq!(wanted(&request), "big");
+        assert!(not_found(&request).message.contains("\"big\""));
+    }
+
+    #[test]
+    fn terms_survive_the_status() {
+        let terms = Terms::grant(&fixture::request(), "default", &JobClassSpec::default()).unwrap();
+        let mut status = CiJobStatus::default();
+        assert_eq!(Terms::recorded(&status), None);
+        terms.clone().record(&mut status);
+        assert_eq!(Terms::recorded(&status), Some(terms));
+    }
+}

@@ -1,0 +1,19 @@
+//! What the operator decides by rule: which class, image, resources and timeouts a job gets, and
+//! how it ended. Pure: everything comes in as an argument, nothing is asked or written.
+
+pub mod class;
+pub mod image;
+pub mod resources;
+pub mod start;
+pub mod timeouts;
+pub mod verdict;
+pub mod words;
+
+/// Images that the administrator gives the operator rather than a JobClass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Image of the helper container where the class names none.
+    pub helper: String,
+    /// Image that carries the stage-agent, for classes whose agent comes by a container of its own.
+    pub agent: String,
+}

@@ -1,0 +1,350 @@
+//! How a job ended.
+//!
+//! Three witnesses, in this order: the operator's own observation of the pod, the shim's report,
+//! and silence (the clocks). Two exceptions, where a later witness disproves an earlier one:
+//!
+//! - A report of success stands. It is made of exit records and complete output, so whatever
+//!   happened to the pod happened after the job was done.
+//! - A report of a failed script or a cancellation disproves a lost client: there was one to write
+//!   it.
+
+use roadstead_crds::Reason;
+use roadstead_crds::reason::Blame;
+use roadstead_crds::report::{JobReport, Outcome};
+use roadstead_crds::status::Phase;
+
+use crate::policy::start::Trouble;
+use crate::policy::timeouts::Clock;
+use crate::policy::words::{quoted, sentence, span};
+
+/// Why a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// In one word.
+    pub reason: Reason,
+    /// In a sentence for the job log: what happened, where, what to change.
+    pub message: String,
+}
+
+impl Verdict {
+    /// A verdict; `message` is made a sentence.
+    pub fn new(reason: Reason, message: impl AsRef<str>) -> Self {
+        Self { reason, message: sentence(message.as_ref()) }
+    }
+
+    /// The final phase that the verdict means.
+    pub fn phase(&self) -> Phase {
+        match (self.reason, self.reason.blame()) {
+            (Reason::Succeeded, _) => Phase::Succeeded,
+            (Reason::Canceled, _) => Phase::Canceled,
+            (Reason::DeadlineExceeded, _) => Phase::TimedOut,
+            (_, Blame::User) => Phase::Failed,
+            (_, Blame::System) => Phase::Errored,
+        }
+    }
+}
+
+/// How a job's pod came to an end, as the operator saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodEnd {
+    /// The API server has no such pod any more.
+    Gone {
+        /// Whether the cluster had announced that it would take the pod away.
+        disrupted: bool,
+    },
+    /// A pod of that name exists, but it is not the one that the job was started in.
+    Impostor,
+    /// Somebody deleted it.
+    Deleted,
+    /// The cluster took it away: eviction, preemption, node shutdown.
+    Evicted(String),
+    /// The node did not take it.
+    Refused(String),
+    /// The kubelet ended it for its `activeDeadlineSeconds`.
+    DeadlineExceeded,
+    /// A container exceeded its memory.
+    OutOfMemory {
+        /// Its name.
+        container: String,
+        /// Its limit, if it has one.
+        limit: Option<String>,
+    },
+    /// The agent in the helper gave up waiting for a client.
+    ClientLost,
+    /// A container cannot be started.
+    CannotStart(Trouble),
+    /// A container ended by itself.
+    Terminated {
+        /// Its name.
+        container: String,
+        /// How: exit code, signal, the runtime's words.
+        how: String,
+    },
+    /// The pod ended and nothing says more about it.
+    Ended(String),
+}
+
+/// Everything that decides how a job ended, or that it goes on.
+#[derive(Clone, Debug)]
+pub struct Case<'a> {
+    /// The end of the pod, if it came to one.
+    pub pod: Option<PodEnd>,
+    /// The shim's report, if there is one.
+    pub report: Option<&'a JobReport>,
+    /// Where the job stands against its timeout.
+    pub clock: Clock,
+    /// The job's timeout in seconds.
+    pub job_seconds: i64,
+    /// Time without a client in seconds that the class allows.
+    pub orphan_seconds: i64,
+    /// Why the job did not start in time, if it did not.
+    pub late: Option<String>,
+    /// Where the pod is or was: `pod "x" on node "y"`.
+    pub place: &'a str,
+    /// The job's class.
+    pub class: &'a str,
+}
+
+/// The verdict on a case. `None`: the job goes on.
+pub fn verdict(case: &Case<'_>) -> Option<Verdict> {
+    let report = case.report.map(|report| reported(report, case));
+    let report_stands = case.report.is_some_and(|report| match (report.outcome, &case.pod) {
+        (Outcome::Succeeded, _) => true,
+        (Outcome::Failed | Outcome::Canceled, Some(PodEnd::ClientLost)) => true,
+        (Outcome::Failed | Outcome::Canceled | Outcome::Errored, _) => false,
+    });
+    let observed = case.pod.as_ref().filter(|_| !report_stands).map(|end| observed(end, case));
+    observed.or(report).or_else(|| silent(case))
+}
+
+fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
+    let (place, class) = (case.place, case.class);
+    match end {
+        PodEnd::Gone { disrupted: false } => Verdict::new(
+            Reason::PodDeleted,
+            format!("{place} is gone: somebody deleted it while the job needed it"),
+        ),
+        PodEnd::Gone { disrupted: true } => {
+            Verdict::new(Reason::PodEvicted, format!("the cluster took {place} away while the job needed it"))
+        }
+        PodEnd::Impostor => Verdict::new(
+            Reason::PodImpostor,
+            format!(
+                "{place} is not the pod that was created for the job: another one has its name, and nothing is run in it"
+            ),
+        ),
+        PodEnd::Deleted => {
+            Verdict::new(Reason::PodDeleted, format!("somebody deleted {place} while the job needed it"))
+        }
+        PodEnd::Evicted(words) => Verdict::new(
+            Reason::PodEvicted,
+            with(format!("the cluster took {place} away while the job needed it"), words),
+        ),
+        PodEnd::Refused(words) => {
+            Verdict::new(Reason::PodRejected, with(format!("the node refused {place}"), words))
+        }
+        PodEnd::DeadlineExceeded => out_of_time(case),
+        PodEnd::OutOfMemory { container, limit } => {
+            let limit = limit.as_ref().map_or(String::new(), |limit| format!(" of {limit}"));
+            Verdict::new(
+                Reason::OutOfMemory,
+                format!(
+                    "container \"{container}\" of {place} was killed because it used more memory than its limit{limit}: \
+                     let the job use less, or use a class with a higher limit than JobClass \"{class}\""
+                ),
+            )
+        }
+        PodEnd::ClientLost => Verdict::new(
+            Reason::ClientLost,
+            format!(
+                "nobody spoke to {place} for {} s, so gitlab-runner is gone or cut off: the pod ended itself",
+                case.orphan_seconds
+            ),
+        ),
+        PodEnd::CannotStart(trouble) => Verdict::new(trouble.reason, &trouble.message),
+        PodEnd::Terminated { container, how } => Verdict::new(
+            Reason::ContainerTerminated,
+            format!("container \"{container}\" of {place} ended while the job needed it: {how}"),
+        ),
+        PodEnd::Ended(words) => Verdict::new(
+            Reason::ContainerTerminated,
+            with(format!("{place} ended while the job needed it"), words),
+        ),
+    }
+}
+
+fn reported(report: &JobReport, case: &Case<'_>) -> Verdict {
+    let words = report.message.as_deref().map(quoted).filter(|words| !words.is_empty());
+    match report.outcome {
+        Outcome::Succeeded => {
+            Verdict::new(Reason::Succeeded, words.as_deref().unwrap_or("all stages of the job succeeded"))
+        }
+        Outcome::Failed => {
+            let plain = match report.exit_code {
+                Some(code) => format!("a script of the job failed with exit code {code}"),
+                None => "the job failed".to_owned(),
+            };
+            Verdict::new(Reason::ScriptFailed, words.unwrap_or(plain))
+        }
+        Outcome::Errored => Verdict::new(
+            Reason::SystemFailure,
+            words.as_deref().unwrap_or("the executor shim failed to run the job"),
+        ),
+        // gitlab-runner ends a job that ran out of time just as it ends one that was canceled.
+        Outcome::Canceled if case.clock != Clock::InTime => out_of_time(case),
+        Outcome::Canceled => Verdict::new(
+            Reason::Canceled,
+            words.as_deref().unwrap_or("the job was canceled, or its gitlab-runner was stopped"),
+        ),
+    }
+}
+
+fn silent(case: &Case<'_>) -> Option<Verdict> {
+    if case.clock == Clock::Up {
+        return Some(out_of_time(case));
+    }
+    case.late.as_ref().map(|why| Verdict::new(Reason::StartTimeout, why))
+}
+
+fn out_of_time(case: &Case<'_>) -> Verdict {
+    Verdict::new(
+        Reason::DeadlineExceeded,
+        format!(
+            "the job ran longer than its timeout of {} ({} s), the smaller one of the job's and that of JobClass \"{}\"",
+            span(case.job_seconds),
+            case.job_seconds,
+            case.class
+        ),
+    )
+}
+
+fn with(sentence: String, words: &str) -> String {
+    let words = quoted(words);
+    if words.is_empty() { sentence } else { format!("{sentence}: {words}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use roadstead_crds::report::ReportedStart;
+
+    fn report(outcome: Outcome) -> JobReport {
+        JobReport {
+            outcome,
+            exit_code: (outcome == Outcome::Failed).then_some(3),
+            message: None,
+            start: ReportedStart::default(),
+            reconnects: 0,
+            stages: vec![],
+        }
+    }
+
+    fn case(pod: Option<PodEnd>, report: Option<&JobReport>, clock: Clock) -> Case<'_> {
+        Case {
+            pod,
+            report,
+            clock,
+            job_seconds: 3600,
+            orphan_seconds: 120,
+            late: None,
+            place: "pod \"p\" on node \"n\"",
+            class: "default",
+        }
+    }
+
+    fn oom() -> PodEnd {
+        PodEnd::OutOfMemory { container: "build".to_owned(), limit: Some("512Mi".to_owned()) }
+    }
+
+    #[test]
+    fn observation_then_report_then_silence() {
+        use Outcome::{Canceled, Errored, Failed, Succeeded};
+        let evicted = || PodEnd::Evicted("disk pressure".to_owned());
+        let ended = || PodEnd::Terminated { container: "helper".to_owned(), how: "exit code 137".to_owned() };
+        let gone = || PodEnd::Gone { disrupted: false };
+        let table = [
+            // The report speaks where the pod is well.
+            (None, Some(Succeeded), Clock::InTime, Some(Reason::Succeeded)),
+            (None, Some(Failed), Clock::InTime, Some(Reason::ScriptFailed)),
+            (None, Some(Errored), Clock::InTime, Some(Reason::SystemFailure)),
+            (None, Some(Canceled), Clock::InTime, Some(Reason::Canceled)),
+            // What happened to the pod explains a failure better than the failure does.
+            (Some(oom()), None, Clock::InTime, Some(Reason::OutOfMemory)),
+            (Some(oom()), Some(Errored), Clock::InTime, Some(Reason::OutOfMemory)),
+            (Some(oom()), Some(Failed), Clock::InTime, Some(Reason::OutOfMemory)),
+            (Some(evicted()), Some(Failed), Clock::InTime, Some(Reason::PodEvicted)),
+            (Some(evicted()), Some(Canceled), Clock::InTime, Some(Reason::PodEvicted)),
+            (Some(ended()), Some(Errored), Clock::InTime, Some(Reason::ContainerTerminated)),
+            (Some(gone()), Some(Errored), Clock::InTime, Some(Reason::PodDeleted)),
+            (Some(PodEnd::Gone { disrupted: true }), None, Clock::InTime, Some(Reason::PodEvicted)),
+            (Some(PodEnd::Deleted), None, Clock::InTime, Some(Reason::PodDeleted)),
+            (Some(PodEnd::Impostor), None, Clock::InTime, Some(Reason::PodImpostor)),
+            (Some(PodEnd::DeadlineExceeded), Some(Canceled), Clock::InTime, Some(Reason::DeadlineExceeded)),
+            (Some(PodEnd::ClientLost), None, Clock::InTime, Some(Reason::ClientLost)),
+            (Some(PodEnd::ClientLost), Some(Errored), Clock::InTime, Some(Reason::ClientLost)),
+            // Who reported was not lost.
+            (Some(PodEnd::ClientLost), Some(Failed), Clock::InTime, Some(Reason::ScriptFailed)),
+            (Some(PodEnd::ClientLost), Some(Canceled), Clock::InTime, Some(Reason::Canceled)),
+            // Nothing undoes a success.
+            (Some(oom()), Some(Succeeded), Clock::Up, Some(Reason::Succeeded)),
+            (Some(gone()), Some(Succeeded), Clock::InTime, Some(Reason::Succeeded)),
+            (Some(PodEnd::ClientLost), Some(Succeeded), Clock::InTime, Some(Reason::Succeeded)),
+            // The clocks.
+            (None, None, Clock::InTime, None),
+            (None, None, Clock::AlmostUp, None),
+            (None, None, Clock::Up, Some(Reason::DeadlineExceeded)),
+            (None, Some(Canceled), Clock::AlmostUp, Some(Reason::DeadlineExceeded)),
+            (None, Some(Canceled), Clock::Up, Some(Reason::DeadlineExceeded)),
+            (None, Some(Failed), Clock::Up, Some(Reason::ScriptFailed)),
+            (Some(oom()), None, Clock::Up, Some(Reason::OutOfMemory)),
+        ];
+        for (pod, outcome, clock, expected) in table {
+            let report = outcome.map(report);
+            let case = case(pod.clone(), report.as_ref(), clock);
+            let reason = verdict(&case).map(|verdict| verdict.reason);
+            assert_eq!(reason, expected, "{pod:?}, {outcome:?}, {clock:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_does_not_start_ends() {
+        let mut late = case(None, None, Clock::InTime);
+        late.late = Some("its containers did not start".to_owned());
+        let ended = verdict(&late).unwrap();
+        assert_eq!(ended.reason, Reason::StartTimeout);
+        assert_eq!(ended.message, "Its containers did not start.");
+        late.clock = Clock::Up;
+        assert_eq!(verdict(&late).unwrap().reason, Reason::DeadlineExceeded);
+    }
+
+    #[test]
+    fn phases() {
+        for (reason, phase) in [
+            (Reason::Succeeded, Phase::Succeeded),
+            (Reason::ScriptFailed, Phase::Failed),
+            (Reason::OutOfMemory, Phase::Failed),
+            (Reason::ImageUnusable, Phase::Failed),
+            (Reason::Canceled, Phase::Canceled),
+            (Reason::DeadlineExceeded, Phase::TimedOut),
+            (Reason::StartTimeout, Phase::Errored),
+            (Reason::ClientLost, Phase::Errored),
+        ] {
+            assert_eq!(Verdict::new(reason, "x").phase(), phase, "{reason}");
+        }
+    }
+
+    #[test]
+    fn messages_say_what_where_and_what_to_change() {
+        let message = verdict(&case(Some(oom()), None, Clock::InTime)).unwrap().message;
+        assert_eq!(
+            message,
+            "Container \"build\" of pod \"p\" on node \"n\" was killed because it used more memory than its limit of 512Mi: \
+             let the job use less, or use a class with a higher limit than JobClass \"default\"."
+        );
+        let failed = report(Outcome::Failed);
+        let message = verdict(&case(None, Some(&failed), Clock::InTime)).unwrap().message;
+        assert_eq!(message, "A script of the job failed with exit code 3.");
+        let message = verdict(&case(None, None, Clock::Up)).unwrap().message;
+        assert!(message.contains("1h00m00s (3600 s)"), "{message}");
+    }
+}
