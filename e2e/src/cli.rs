@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cluster::{Action, Cluster, Component};
+use crate::demo;
 use crate::exec::command;
 use crate::images::Images;
 use crate::lock::Lock;
@@ -48,6 +49,8 @@ enum Verb {
     Env,
     /// Build all images into the cache
     Images,
+    /// Start the cluster, run a real job in it, and show its log, its object and where its time went
+    Demo,
     /// Start the cluster, then run the tests of the whole workspace against it
     #[command(disable_help_flag = true)]
     Test {
@@ -108,6 +111,9 @@ impl ValueEnum for ComponentName {
     }
 }
 
+/// The feature that builds the tests which need a cluster.
+const CLUSTER_TESTS: &str = "roadstead-e2e/cluster";
+
 /// Runs the command line. Errors are printed here.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -132,6 +138,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 Verb::Down { all: true } => bench.down_all()?,
                 Verb::Env => bench.env()?,
                 Verb::Images => bench.images()?,
+                Verb::Demo => bench.demo()?,
                 Verb::Test { arguments } => return bench.test(&arguments),
                 Verb::Component { action } => component(&action)?,
                 Verb::Launch { .. } | Verb::Supervise { .. } => {}
@@ -178,7 +185,9 @@ impl Bench {
         let images = Images::new(*progress, &self.state, &self.workspace);
         let mut archives = images.jobs()?;
         if with_product {
-            archives.extend(images.product()?);
+            let product = images.product()?;
+            archives.extend(product.images);
+            cluster.shim = Some(product.shim);
         }
         self.provider.wait_ready(progress, &cluster)?;
         self.provider.load_images(progress, &cluster, &archives)?;
@@ -237,17 +246,23 @@ impl Bench {
     fn images(&self) -> Result<()> {
         self.provider.prepare(&self.progress)?;
         let images = Images::new(self.progress, &self.state, &self.workspace);
-        for image in images.jobs()?.into_iter().chain(images.product()?) {
+        for image in images.jobs()?.into_iter().chain(images.product()?.images) {
             output(format_args!("{} {}\n", image.reference, image.path.display()));
         }
         Ok(())
     }
 
+    fn demo(&self) -> Result<()> {
+        self.up(true)?;
+        let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
+        runtime.block_on(demo::run(self.progress))
+    }
+
     fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {
         let cluster = self.up(true)?;
-        self.progress.say("test: cargo test --workspace");
+        self.progress.say(format_args!("test: cargo test --workspace --features {CLUSTER_TESTS}"));
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = command(cargo, ["test", "--workspace"])
+        let status = command(cargo, ["test", "--workspace", "--features", CLUSTER_TESTS])
             .args(arguments)
             .current_dir(&self.workspace)
             .envs(cluster.environment(&self.dir.description()))

@@ -155,6 +155,8 @@ pub struct Cluster {
     pub bins: Vec<PathBuf>,
     /// Images in the cluster, by short name (`busybox`, `debian-git`, `agent` …), as a pod names them.
     pub images: BTreeMap<String, String>,
+    /// The executor-shim that belongs to the installed product, as gitlab-runner on this machine calls it.
+    pub shim: Option<PathBuf>,
     /// What only the host provider's clusters have.
     pub host: Option<HostParts>,
 }
@@ -343,6 +345,7 @@ mod tests {
             host_address: Ipv4Addr::LOCALHOST,
             bins: vec![],
             images: BTreeMap::new(),
+            shim: None,
             host: None,
         };
         let error = cluster.control(Action::Kill, Component::Kubelet).unwrap_err();

@@ -5,7 +5,10 @@ pub mod cli;
 pub mod cluster;
 pub mod coordinator;
 pub mod gitrepo;
+pub mod harness;
+pub mod installation;
 
+mod demo;
 mod exec;
 mod hash;
 mod images;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 /// One CI/CD variable.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Variable {
     /// Its name.
     pub key: String,

@@ -106,7 +106,8 @@ impl JobSpec {
         let host = server.split_once("://").map_or(server, |(_, rest)| rest);
         let host = host.split([':', '/']).next().unwrap_or(host);
         let project_url = format!("{server}/{}", self.project.path);
-        let runner_tags = serde_json::to_string(&self.runner_tags).unwrap_or_default().replace("\",\"", "\", \"");
+        let runner_tags =
+            serde_json::to_string(&self.runner_tags).unwrap_or_default().replace("\",\"", "\", \"");
         let public = [
             ("CI", "true".to_owned()),
             ("GITLAB_CI", "true".to_owned()),
@@ -136,7 +137,10 @@ impl JobSpec {
         let mut variables: Vec<Variable> =
             public.into_iter().map(|(key, value)| Variable::new(key, value)).collect();
         variables.push(Variable::masked("CI_JOB_TOKEN", self.token.clone()));
-        variables.push(Variable { masked: false, ..Variable::masked("CI_REPOSITORY_URL", self.repository_url(server)) });
+        variables.push(Variable {
+            masked: false,
+            ..Variable::masked("CI_REPOSITORY_URL", self.repository_url(server))
+        });
         if self.repository.is_none() {
             variables.push(Variable::new("GIT_STRATEGY", "none"));
         }

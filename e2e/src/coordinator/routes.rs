@@ -12,7 +12,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::{get, patch, post, put};
 use serde_json::{Value, json};
 
-use super::state::{Endpoint, JobSnapshot, JobState, RequestRecord, RemoteStatus, timestamp};
+use super::state::{Endpoint, JobSnapshot, JobState, RemoteStatus, RequestRecord, timestamp};
 use super::{Shared, artifacts, git, runners};
 
 /// What a handler gives back.
@@ -133,7 +133,8 @@ async fn append_trace(
         let Some((start, end)) = content_range(&headers) else {
             return StatusCode::BAD_REQUEST.into_response();
         };
-        let fits = start == job.trace.len() && end.checked_sub(start).map(|more| more + 1) == Some(body.len());
+        let fits =
+            start == job.trace.len() && end.checked_sub(start).map(|more| more + 1) == Some(body.len());
         if fits {
             job.trace.extend_from_slice(&body);
         }

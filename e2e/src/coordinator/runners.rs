@@ -37,14 +37,14 @@ pub(super) async fn request_job(
     let mut changes = shared.changed.subscribe();
     loop {
         changes.mark_unchanged();
-        let taken = {
+        let job = {
             let mut state = shared.lock();
             if let Some(status) = state.fault(Endpoint::JobRequest) {
                 return status.into_response();
             }
             state.hand_out(&token, &shared.url, SystemTime::now())
         };
-        match taken {
+        match job {
             Err(()) => return json_answer(StatusCode::FORBIDDEN, &json!({"message": "403 Forbidden"})),
             Ok(Some(payload)) => {
                 shared.change(|_| ());

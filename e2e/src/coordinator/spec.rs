@@ -91,7 +91,7 @@ impl JobSpec {
             protected: Some(false),
             allow_git_fetch: true,
             repository: None,
-            timeout: Duration::from_secs(3600),
+            timeout: Duration::from_hours(1),
             tags: Vec::new(),
             runner_tags: Vec::new(),
             variables: Vec::new(),
@@ -372,8 +372,7 @@ impl JobSpec {
         name: impl Into<String>,
         script: impl IntoIterator<Item = S>,
     ) -> Self {
-        self.hooks
-            .push(Hook { name: name.into(), script: script.into_iter().map(Into::into).collect() });
+        self.hooks.push(Hook { name: name.into(), script: script.into_iter().map(Into::into).collect() });
         self
     }
 

@@ -211,7 +211,12 @@ impl State {
     }
 
     /// The next job for a runner; `None` when its queue is empty, an error when nobody has that token.
-    pub(super) fn hand_out(&mut self, token: &str, server: &str, now: SystemTime) -> Result<Option<Value>, ()> {
+    pub(super) fn hand_out(
+        &mut self,
+        token: &str,
+        server: &str,
+        now: SystemTime,
+    ) -> Result<Option<Value>, ()> {
         let runner = self.runners.iter_mut().find(|runner| runner.token == token).ok_or(())?;
         let Some(id) = runner.queue.pop_front() else { return Ok(None) };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
@@ -287,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_rotated_token_replaces_the_old_one() {
-        let mut state = State { token_life: Some(Duration::from_secs(60)), ..State::default() };
+        let mut state = State { token_life: Some(Duration::from_mins(1)), ..State::default() };
         state.add_runner("old");
         let fresh = state.rotate_token("old", SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(fresh.expires_at.as_deref(), Some("1970-01-01T00:01:00Z"));

@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_cgi_answer_becomes_a_response() {
-        let response = parse(b"Status: 404 Not Found\r\nContent-Type: text/plain\r\n\r\nno\r\n\r\nbody").unwrap();
+        let response =
+            parse(b"Status: 404 Not Found\r\nContent-Type: text/plain\r\n\r\nno\r\n\r\nbody").unwrap();
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(response.headers()["content-type"], "text/plain");
         assert_eq!(parse(b"A: b\r\n\r\n").unwrap().status(), StatusCode::OK);

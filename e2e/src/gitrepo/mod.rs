@@ -198,7 +198,7 @@ fn import_stream(commits: &[Commit]) -> Result<Vec<u8>> {
                 }
                 Change::Submodule { path, url, sha } => {
                     writeln!(stream, "M 160000 {sha} {}", quoted(path))?;
-                    modules.push_str(&format!("[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n"));
+                    modules.extend(["[submodule \"", path, "\"]\n\tpath = ", path, "\n\turl = ", url, "\n"]);
                 }
                 Change::Remove { path } => writeln!(stream, "D {}", quoted(path))?,
             }

@@ -190,11 +190,8 @@ impl Attempt {
 
     /// Writes a script into a new folder of its own.
     fn write_script(&self, script: &str) -> std::io::Result<PathBuf> {
-        let folder = tempfile::Builder::new()
-            .prefix("script")
-            .rand_bytes(10)
-            .tempdir_in(&self.tmpdir)?
-            .keep();
+        let folder =
+            tempfile::Builder::new().prefix("script").rand_bytes(10).tempdir_in(&self.tmpdir)?.keep();
         let path = folder.join("script");
         std::fs::write(&path, script)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
@@ -310,9 +307,7 @@ impl Attempt {
             CallExit::NotStarted(why) => Err(JobError::System(format!("failed to start command: {why}"))),
             CallExit::Dormant => {
                 let pid = self.build.recorder.look(|calls| calls[ended.index].pid).unwrap_or_default();
-                Err(JobError::System(format!(
-                    "failed to kill process PID={pid}, likely process is dormant"
-                )))
+                Err(JobError::System(format!("failed to kill process PID={pid}, likely process is dormant")))
             }
         }
     }

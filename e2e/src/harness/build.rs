@@ -225,15 +225,15 @@ impl Build {
     /// The script of a stage; `None` when there is nothing to do.
     pub(super) fn script(&self, stage: &Stage, shell: &str) -> Result<Option<String>, JobError> {
         let settings = self.settings();
-        let state = self.state();
+        let known = self.state();
         let source = Source {
             config: &self.config,
             job: &self.job,
-            variables: &state.variables,
+            variables: &known.variables,
             settings: &settings,
-            place: &state.place,
+            place: &known.place,
             shell,
-            hostname: &state.hostname,
+            hostname: &known.hostname,
         };
         source.script(stage)
     }
@@ -269,13 +269,13 @@ mod tests {
     use super::*;
     use crate::harness::config::Driver;
 
-    fn build(spec: JobSpec) -> Build {
+    fn build(spec: &JobSpec) -> Build {
         let mut config = RunnerConfig::new(Driver::shim("/shim"));
         config.custom_build_dir = true;
-        Build::new(Arc::new(config), &spec).unwrap()
+        Build::new(Arc::new(config), spec).unwrap()
     }
 
-    fn project_dir(spec: JobSpec, shared: bool) -> Result<String, String> {
+    fn project_dir(spec: &JobSpec, shared: bool) -> Result<String, String> {
         let build = build(spec);
         build.choose_place("/builds", "/cache", shared).map_err(|error| error.message())?;
         Ok(build.variables().value("CI_PROJECT_DIR").to_owned())
@@ -283,25 +283,25 @@ mod tests {
 
     #[test]
     fn projects_have_their_own_folders() {
-        assert_eq!(project_dir(JobSpec::new(1), false).unwrap(), "/builds/grp/proj");
-        assert_eq!(project_dir(JobSpec::new(1), true).unwrap(), "/builds/harness01/0/grp/proj");
+        assert_eq!(project_dir(&JobSpec::new(1), false).unwrap(), "/builds/grp/proj");
+        assert_eq!(project_dir(&JobSpec::new(1), true).unwrap(), "/builds/harness01/0/grp/proj");
         let empty = JobSpec::new(1).variable("GIT_STRATEGY", "empty");
-        assert_eq!(project_dir(empty, false).unwrap(), "/builds/grp/proj-empty");
+        assert_eq!(project_dir(&empty, false).unwrap(), "/builds/grp/proj-empty");
     }
 
     #[test]
     fn a_chosen_clone_path_stays_inside() {
         let inside = JobSpec::new(1).variable("GIT_CLONE_PATH", "$CI_BUILDS_DIR/x/$CI_CONCURRENT_ID");
-        assert_eq!(project_dir(inside, false).unwrap(), "/builds/x/0");
+        assert_eq!(project_dir(&inside, false).unwrap(), "/builds/x/0");
         for outside in ["/etc", "$CI_BUILDS_DIR/../etc", "/builds2"] {
-            let why = project_dir(JobSpec::new(1).variable("GIT_CLONE_PATH", outside), false).unwrap_err();
+            let why = project_dir(&JobSpec::new(1).variable("GIT_CLONE_PATH", outside), false).unwrap_err();
             assert!(why.contains("has to be within"), "{outside}: {why}");
         }
     }
 
     #[test]
     fn before_config_nobody_knows_the_place() {
-        let build = build(JobSpec::new(1));
+        let build = build(&JobSpec::new(1));
         let variables = build.variables();
         assert_eq!(variables.value("CI_BUILDS_DIR"), "");
         assert_eq!(variables.value("CI_PROJECT_DIR"), "");
@@ -311,10 +311,11 @@ mod tests {
 
     #[test]
     fn images_and_services_are_expanded_once() {
-        let spec = JobSpec::new(1).image("img:$TAG").variable("TAG", "3").service(
-            crate::coordinator::Image::new("db:${TAG}").alias("db-$TAG"),
-        );
-        let build = build(spec);
+        let spec = JobSpec::new(1)
+            .image("img:$TAG")
+            .variable("TAG", "3")
+            .service(crate::coordinator::Image::new("db:${TAG}").alias("db-$TAG"));
+        let build = build(&spec);
         assert_eq!(build.job.image_name(), "img:3");
         assert_eq!(build.variables().value("CI_JOB_IMAGE"), "img:3");
         assert_eq!(build.job.services()[0].name, "db:3");

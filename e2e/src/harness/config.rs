@@ -135,7 +135,7 @@ pub struct RunnerConfig {
 impl RunnerConfig {
     /// gitlab-runner's defaults, with `/builds` and `/cache` as folders.
     pub fn new(driver: Driver) -> Self {
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         Self {
             driver,
             url: "http://gitlab.invalid".to_owned(),
@@ -163,13 +163,13 @@ impl RunnerConfig {
             config_exec_timeout: hour,
             prepare_exec_timeout: hour,
             cleanup_exec_timeout: hour,
-            graceful_kill_timeout: Duration::from_secs(600),
+            graceful_kill_timeout: Duration::from_mins(10),
             force_kill_timeout: Duration::from_secs(10),
             prepare_timeout: None,
             get_sources_timeout: None,
             prepare_retry_interval: Duration::from_secs(3),
             stage_retry_interval: Duration::from_secs(5),
-            build_finish_timeout: Duration::from_secs(300),
+            build_finish_timeout: Duration::from_mins(5),
         }
     }
 
@@ -250,11 +250,9 @@ mod tests {
     #[test]
     fn short_tokens_have_no_prefix() {
         let mut config = RunnerConfig::new(Driver::shim("/x"));
-        for (token, short) in [
-            ("glrt-abcdefghijkl", "abcdefghi"),
-            ("glrt-t1_abcdefghijkl", "abcdefghi"),
-            ("abc", "abc"),
-        ] {
+        for (token, short) in
+            [("glrt-abcdefghijkl", "abcdefghi"), ("glrt-t1_abcdefghijkl", "abcdefghi"), ("abc", "abc")]
+        {
             token.clone_into(&mut config.token);
             assert_eq!(config.short_token(), short);
         }

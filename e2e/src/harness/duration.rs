@@ -75,11 +75,11 @@ mod tests {
     fn durations_are_read_as_go_reads_them() {
         let table = [
             ("5s", Parsed::Time(Duration::from_secs(5))),
-            ("1h30m", Parsed::Time(Duration::from_secs(5400))),
-            ("1.5h", Parsed::Time(Duration::from_secs(5400))),
+            ("1h30m", Parsed::Time(Duration::from_mins(90))),
+            ("1.5h", Parsed::Time(Duration::from_mins(90))),
             ("300ms", Parsed::Time(Duration::from_millis(300))),
             ("0", Parsed::Time(Duration::ZERO)),
-            ("+2m", Parsed::Time(Duration::from_secs(120))),
+            ("+2m", Parsed::Time(Duration::from_mins(2))),
             ("-1s", Parsed::Negative),
             ("", Parsed::Malformed),
             ("5", Parsed::Malformed),
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn durations_are_written_as_go_writes_them() {
-        assert_eq!(format(Duration::from_secs(3600)), "1h0m0s");
+        assert_eq!(format(Duration::from_hours(1)), "1h0m0s");
         assert_eq!(format(Duration::from_secs(90)), "1m30s");
         assert_eq!(format(Duration::from_secs(5)), "5s");
     }

@@ -1,6 +1,5 @@
 //! A job as gitlab-runner parses it, and as it writes it down for the driver (`JOB_RESPONSE_FILE`).
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -28,7 +27,7 @@ pub(super) struct RunnerJob {
     pub(super) runner_info: RunnerInfo,
     /// Always written as an empty object: the runner's fields of it are private.
     #[serde(deserialize_with = "nothing")]
-    inputs: BTreeMap<String, ()>,
+    inputs: Map<String, Value>,
     variables: Option<Vec<Variable>>,
     steps: Option<Vec<Step>>,
     #[serde(deserialize_with = "or_default")]
@@ -160,8 +159,10 @@ pub(super) struct Artifact {
     paths: Option<Vec<String>>,
     exclude: Option<Vec<String>>,
     when: String,
-    pub(super) artifact_type: String,
-    pub(super) artifact_format: String,
+    #[serde(rename = "artifact_type")]
+    pub(super) kind: String,
+    #[serde(rename = "artifact_format")]
+    pub(super) format: String,
     pub(super) expire_in: String,
 }
 
@@ -206,7 +207,11 @@ impl Cache {
 
 /// Whether something with this `when:` is done after a success, or after a failure.
 fn wanted(when: &str, success: bool) -> bool {
-    if success { matches!(when, "" | "on_success" | "always") } else { matches!(when, "on_failure" | "always") }
+    if success {
+        matches!(when, "" | "on_success" | "always")
+    } else {
+        matches!(when, "on_failure" | "always")
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -343,6 +348,7 @@ impl RunnerJob {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde calls it so")]
 fn is_empty<T>(list: &Option<Vec<T>>) -> bool {
     list.as_ref().is_none_or(Vec::is_empty)
 }
@@ -356,9 +362,9 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, ()>, D::Error> {
+fn nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer)?;
-    Ok(BTreeMap::new())
+    Ok(Map::new())
 }
 
 fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -403,7 +409,8 @@ mod tests {
 
     #[test]
     fn absent_lists_are_null_and_unknown_keys_are_gone() {
-        let payload = json!({"id": 7, "surprise": 1, "image": null, "services": null, "inputs": [{"key": "a"}]});
+        let payload =
+            json!({"id": 7, "surprise": 1, "image": null, "services": null, "inputs": [{"key": "a"}]});
         let text = RunnerJob::parse(&payload).unwrap().response().unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         for key in ["variables", "steps", "services", "artifacts", "cache", "credentials", "dependencies"] {
@@ -421,7 +428,7 @@ mod tests {
     #[test]
     fn a_job_without_a_timeout_has_two_hours() {
         let job = RunnerJob::parse(&json!({"runner_info": {"timeout": 0}})).unwrap();
-        assert_eq!(job.timeout(), Duration::from_secs(7200));
+        assert_eq!(job.timeout(), Duration::from_hours(2));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::script::Stage;
 const PREPARE_TRIES: u32 = 3;
 
 /// The longest pause between two attempts of a stage.
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+const LONGEST_RETRY: Duration = Duration::from_mins(5);
 
 /// Runs a job to its end, its cleanup included.
 pub(super) async fn run_job(build: &Arc<Build>, temporary: &Path) -> Result<(), JobError> {
@@ -51,11 +51,7 @@ pub(super) async fn run_job(build: &Arc<Build>, temporary: &Path) -> Result<(), 
 }
 
 /// Tries to prepare, with a new executor each time.
-async fn prepare_executor(
-    build: &Arc<Build>,
-    scope: &Scope,
-    temporary: &Path,
-) -> Result<Attempt, JobError> {
+async fn prepare_executor(build: &Arc<Build>, scope: &Scope, temporary: &Path) -> Result<Attempt, JobError> {
     let mut last = JobError::System("failed to create executor".to_owned());
     for number in 1..=PREPARE_TRIES {
         let mut attempt = Attempt::new(build, number, temporary)?;
@@ -144,7 +140,8 @@ async fn stages(build: &Build, attempt: &Attempt, scope: &Scope, prepare: &Scope
         if let Some(cause @ Cause::PrepareTimeout(_)) = prepare.ended() {
             return Err(timeout(cause));
         }
-        let more = ". Check https://docs.gitlab.com/runner/shells/#shell-profile-loading for more information";
+        let more =
+            ". Check https://docs.gitlab.com/runner/shells/#shell-profile-loading for more information";
         return Err(error.wrapped("prepare environment: ", more));
     }
     let fetched = fetch(build, attempt, scope).await;
@@ -215,8 +212,7 @@ async fn attempts(
 /// The user's steps and `after_script`.
 async fn user_scripts(build: &Build, attempt: &Attempt, scope: &Scope) -> Result<(), JobError> {
     let script_limit = step_timeout(build, scope, "RUNNER_SCRIPT_TIMEOUT", None);
-    let after_limit =
-        step_timeout(build, scope, "RUNNER_AFTER_SCRIPT_TIMEOUT", Some(Duration::from_secs(300)));
+    let after_limit = step_timeout(build, scope, "RUNNER_AFTER_SCRIPT_TIMEOUT", Some(Duration::from_mins(5)));
     let limited = |limit: Option<Duration>| match limit {
         Some(limit) => scope.child_with_limit(limit, Cause::Deadline),
         None => scope.child(),
@@ -262,7 +258,9 @@ async fn user_scripts(build: &Build, attempt: &Attempt, scope: &Scope) -> Result
 fn status(result: &Result<(), JobError>) -> &'static str {
     match result {
         Ok(()) => "success",
-        Err(JobError::Build { reason: Reason::Canceled, .. } | JobError::Stopped(Cause::Canceled)) => "canceled",
+        Err(JobError::Build { reason: Reason::Canceled, .. } | JobError::Stopped(Cause::Canceled)) => {
+            "canceled"
+        }
         Err(JobError::Build { reason: Reason::Timeout, .. } | JobError::Stopped(_)) => "timedout",
         Err(_) => "failed",
     }

@@ -74,15 +74,14 @@ impl Harness {
     /// # Errors
     /// When no temporary folder can be made.
     pub fn new(config: RunnerConfig) -> Result<Self> {
-        let (temporary, folder) = match &config.temporary {
-            Some(path) => (path.clone(), None),
-            None => {
-                let folder = tempfile::Builder::new()
-                    .prefix("roadstead-harness")
-                    .tempdir()
-                    .context("cannot make a temporary folder")?;
-                (folder.path().to_owned(), Some(Arc::new(folder)))
-            }
+        let (temporary, folder) = if let Some(path) = &config.temporary {
+            (path.clone(), None)
+        } else {
+            let folder = tempfile::Builder::new()
+                .prefix("roadstead-harness")
+                .tempdir()
+                .context("cannot make a temporary folder")?;
+            (folder.path().to_owned(), Some(Arc::new(folder)))
         };
         Ok(Self { config: Arc::new(config), temporary, folder })
     }

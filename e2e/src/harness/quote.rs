@@ -84,7 +84,8 @@ mod tests {
             let output = Command::new("bash").arg("-c").arg(format!("printf %s {quoted}")).output().unwrap();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
         }
-        let output = Command::new("sh").arg("-c").arg(format!("printf %s {}", posix(&text))).output().unwrap();
+        let output =
+            Command::new("sh").arg("-c").arg(format!("printf %s {}", posix(&text))).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
     }
 }

@@ -138,7 +138,8 @@ impl CallRecord {
         let text = text.as_bytes();
         let mut places = self.stdout.windows(text.len().max(1)).enumerate();
         let (start, _) = places.find(|(place, window)| {
-            let line = self.stdout[..*place].iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
+            let line =
+                self.stdout[..*place].iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
             *window == text && !is_echo(&self.stdout[line..])
         })?;
         self.arrived(Stream::Stdout, start + text.len() - 1)

@@ -152,8 +152,8 @@ impl JobResult {
     /// Time from the assignment to the moment when a text was complete on standard output of any `run` call; echoed
     /// commands do not count. With a real runner: when the line was there that has it.
     pub fn when(&self, text: &str) -> Option<Duration> {
-        let calls = self.calls.iter().filter(|call| call.kind == CallKind::Run);
-        let at = calls.filter_map(|call| call.when(text)).next().or_else(|| {
+        let mut calls = self.calls.iter().filter(|call| call.kind == CallKind::Run);
+        let at = calls.find_map(|call| call.when(text)).or_else(|| {
             let has = |line: &[u8]| !is_echo(line) && contains(line, text.as_bytes());
             self.lines.iter().find(|(_, line)| has(line)).map(|(at, _)| *at)
         })?;

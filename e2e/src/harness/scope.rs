@@ -123,7 +123,7 @@ mod tests {
         script.cancel();
         assert_eq!(script.done().await, Cause::Canceled);
         assert_eq!(job.ended(), None);
-        let after = job.child_with_limit(Duration::from_secs(60), Cause::GetSourcesTimeout(Duration::ZERO));
+        let after = job.child_with_limit(Duration::from_mins(1), Cause::GetSourcesTimeout(Duration::ZERO));
         assert!(after.remaining().is_some_and(|left| left <= Duration::from_millis(300)));
         assert_eq!(after.done().await, Cause::Deadline);
         assert_eq!(job.ended(), Some(Cause::Deadline));

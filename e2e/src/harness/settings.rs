@@ -24,6 +24,7 @@ pub(super) enum Submodules {
 
 /// Settings from job variables, with gitlab-runner's defaults.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Settings {
     pub(super) strategy: GitStrategy,
     pub(super) clone_path: String,
@@ -139,9 +140,8 @@ impl Reader<'_> {
         let asked = self.number(name, 1);
         let allowed = asked.clamp(1, 10);
         if allowed != asked {
-            self.errors.push(format!(
-                "{name}: number of attempts out of the range [1, 10], clamping to: {allowed}"
-            ));
+            self.errors
+                .push(format!("{name}: number of attempts out of the range [1, 10], clamping to: {allowed}"));
         }
         u32::try_from(allowed).unwrap_or(1)
     }

@@ -31,7 +31,12 @@ pub(super) struct Variables(pub(super) Vec<Variable>);
 impl Variables {
     /// Everything that a job sees, in the order in which gitlab-runner lists it: resolved feature flags, what the
     /// runner sets before the job, the job's own, what the runner sets after it.
-    pub(super) fn of_job(config: &RunnerConfig, job: &RunnerJob, secrets: &[Variable], place: &Place) -> Self {
+    pub(super) fn of_job(
+        config: &RunnerConfig,
+        job: &RunnerJob,
+        secrets: &[Variable],
+        place: &Place,
+    ) -> Self {
         let before = before_job(config, job, place);
         let after = after_job(config, secrets, place);
 
@@ -186,10 +191,8 @@ fn before_job(config: &RunnerConfig, job: &RunnerJob, place: &Place) -> Vec<Vari
         Variable::new("CI_JOB_TIMEOUT", job.timeout().as_secs().to_string()),
     ]);
     if let Some(certificate) = &config.tls_ca {
-        variables.push(Variable {
-            file: true,
-            ..Variable::new("CI_SERVER_TLS_CA_FILE", certificate.as_str())
-        });
+        variables
+            .push(Variable { file: true, ..Variable::new("CI_SERVER_TLS_CA_FILE", certificate.as_str()) });
     }
     variables
 }

@@ -39,6 +39,15 @@ impl Archive {
     }
 }
 
+/// The product as it was built.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// Its images.
+    pub images: Vec<Archive>,
+    /// The executor-shim, which runs beside gitlab-runner: a static program.
+    pub shim: PathBuf,
+}
+
 /// What the images are made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Images<'a> {
@@ -68,19 +77,19 @@ impl<'a> Images<'a> {
         Ok(archives)
     }
 
-    /// The product's own images, with its programs built from the workspace.
+    /// The product, built from the workspace.
     ///
     /// # Errors
     /// When cargo or a build fails.
-    pub fn product(&self) -> Result<Vec<Archive>> {
+    pub fn product(&self) -> Result<Product> {
         let programs = programs::build(self.progress, self.workspace)?;
         let builder = self.builder();
         let debian = builder.build(&self.debian_git()?)?;
-        let mut archives = Vec::new();
+        let mut images = Vec::new();
         for recipe in self.product_recipes(&programs, &debian) {
-            archives.push(builder.build(&recipe)?);
+            images.push(builder.build(&recipe)?);
         }
-        Ok(archives)
+        Ok(Product { images, shim: programs.shim })
     }
 
     fn builder(&self) -> Builder<'_> {

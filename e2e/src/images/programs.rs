@@ -68,7 +68,7 @@ pub(super) fn build(progress: Progress, workspace: &Path) -> Result<Programs> {
 
 fn cargo(workspace: &Path, build: &Build, target: &str) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = command(program, ["build", "--locked", "--quiet"]);
+    let mut cargo = command(program, ["build", "--locked"]);
     cargo
         .args(build.args)
         // With a named target the flags concern the programs only, not the build scripts.
@@ -100,7 +100,7 @@ mod tests {
         let args: Vec<&str> = cargo.get_args().filter_map(|arg| arg.to_str()).collect();
         assert_eq!(
             args.join(" "),
-            "build --locked --quiet --profile agent --package executor-shim --no-default-features \
+            "build --locked --profile agent --package executor-shim --no-default-features \
              --bin stage-agent --target x86_64-unknown-linux-gnu"
         );
     }

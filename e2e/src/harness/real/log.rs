@@ -48,7 +48,10 @@ impl Log {
         let found = text.lines().rev().find_map(|line| line.split_once("ERROR: "));
         let message = found.map_or("", |(_, message)| message);
         let message = message.split('\u{1b}').next().unwrap_or(message);
-        message.trim_start_matches("Job failed (system failure): ").trim_start_matches("Job failed: ").to_owned()
+        message
+            .trim_start_matches("Job failed (system failure): ")
+            .trim_start_matches("Job failed: ")
+            .to_owned()
     }
 }
 

@@ -181,13 +181,21 @@ impl RealJob {
         let has = |job: &JobSnapshot| {
             crate::coordinator::contains(&log::Log::read(&job.trace).text, text.as_bytes())
         };
-        self.coordinator.wait(self.id, deadline, has).await.map(|_| ()).map_err(|error| self.with_own_log(error))
+        self.coordinator
+            .wait(self.id, deadline, has)
+            .await
+            .map(|_| ())
+            .map_err(|error| self.with_own_log(error))
     }
 
     pub(super) async fn wait_stage(&self, stage: &str, deadline: Duration) -> Result<()> {
         let stage = if stage == "build_script" { "step_script" } else { stage };
         let has = |job: &JobSnapshot| log::Log::read(&job.trace).sections.iter().any(|one| one == stage);
-        self.coordinator.wait(self.id, deadline, has).await.map(|_| ()).map_err(|error| self.with_own_log(error))
+        self.coordinator
+            .wait(self.id, deadline, has)
+            .await
+            .map(|_| ())
+            .map_err(|error| self.with_own_log(error))
     }
 
     pub(super) async fn finish(&self, deadline: Duration) -> Result<JobResult> {

@@ -8,9 +8,10 @@ use crate::harness::duration;
 
 /// The file for one runner.
 pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> String {
-    let mut text = String::from("concurrent = 1\ncheck_interval = 1\nshutdown_timeout = 120\n\n[[runners]]\n");
+    let mut text =
+        String::from("concurrent = 1\ncheck_interval = 1\nshutdown_timeout = 120\n\n[[runners]]\n");
+    // Writing to a string cannot fail, here and below.
     let mut set = |key: &str, value: String| {
-        // Writing to a string cannot fail.
         let _ = writeln!(text, "{key} = {value}");
     };
     set("name", quoted(&config.name));
@@ -32,19 +33,20 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
             set(key, quoted(script));
         }
     }
-    for (key, limit) in [
-        ("prepare_timeout", config.prepare_timeout),
-        ("get_sources_timeout", config.get_sources_timeout),
-    ] {
+    for (key, limit) in
+        [("prepare_timeout", config.prepare_timeout), ("get_sources_timeout", config.get_sources_timeout)]
+    {
         if let Some(limit) = limit {
             set(key, quoted(&duration::format(limit)));
         }
     }
     if !config.feature_flags.is_empty() {
-        let flags = config.feature_flags.iter().map(|(name, on)| format!("{name} = {on}"));
-        text.push_str(&format!("[runners.feature_flags]\n{}\n", flags.collect::<Vec<_>>().join("\n")));
+        text.push_str("[runners.feature_flags]\n");
+        for (name, on) in &config.feature_flags {
+            let _ = writeln!(text, "{name} = {on}");
+        }
     }
-    text.push_str(&format!("[runners.custom_build_dir]\nenabled = {}\n", config.custom_build_dir));
+    let _ = writeln!(text, "[runners.custom_build_dir]\nenabled = {}", config.custom_build_dir);
     text.push_str("[runners.custom]\n");
     let driver = &config.driver;
     for (name, program) in [
@@ -64,7 +66,7 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
         ("graceful_kill_timeout", config.graceful_kill_timeout),
         ("force_kill_timeout", config.force_kill_timeout),
     ] {
-        text.push_str(&format!("{key} = {}\n", seconds(limit)));
+        let _ = writeln!(text, "{key} = {}", seconds(limit));
     }
     text
 }
@@ -102,7 +104,10 @@ mod tests {
         let mut config = RunnerConfig::new(Driver::shim("/opt/a \"b\"/shim").args(["-v"]));
         config.graceful_kill_timeout = Duration::from_millis(1500);
         let text = config_toml(&config, "http://h:1", "glrt-x");
-        assert!(text.contains("run_exec = \"/opt/a \\\"b\\\"/shim\"\nrun_args = [\"run\", \"-v\"]\n"), "{text}");
+        assert!(
+            text.contains("run_exec = \"/opt/a \\\"b\\\"/shim\"\nrun_args = [\"run\", \"-v\"]\n"),
+            "{text}"
+        );
         assert!(text.contains("graceful_kill_timeout = 1\n"));
         assert!(text.contains("url = \"http://h:1\"\ntoken = \"glrt-x\"\n"));
     }

@@ -2,22 +2,18 @@
 
 use super::super::job::Artifact;
 use super::writer::Writer;
-use super::{RUNNER_COMMAND, Source};
+use super::{RUNNER_COMMAND, Source, with_runner};
 
 impl Source<'_> {
     pub(super) fn download_artifacts(&self, writer: &mut Writer) -> bool {
-        let needed: Vec<_> = self
-            .job
-            .dependencies()
-            .iter()
-            .filter(|job| !job.artifacts_file.filename.is_empty())
-            .collect();
+        let needed: Vec<_> =
+            self.job.dependencies().iter().filter(|job| !job.artifacts_file.filename.is_empty()).collect();
         if needed.is_empty() {
             return false;
         }
         self.exports(writer, true);
-        self.into_project(writer);
-        self.with_runner(writer, "Artifacts downloading", |writer| {
+        self.enter_project(writer);
+        with_runner(writer, "Artifacts downloading", |writer| {
             for job in needed {
                 let id = job.id.to_string();
                 writer.notice(&format!("Downloading artifacts for {} ({id})...", job.name));
@@ -49,10 +45,10 @@ impl Source<'_> {
             return false;
         }
         self.exports(writer, true);
-        self.into_project(writer);
+        self.enter_project(writer);
         for artifact in wanted {
             let words = self.upload_command(artifact);
-            self.with_runner(writer, "Uploading artifacts", |writer| {
+            with_runner(writer, "Uploading artifacts", |writer| {
                 writer.notice("Uploading artifacts...");
                 writer.command(&words);
             });
@@ -77,7 +73,7 @@ impl Source<'_> {
         ]
         .map(str::to_owned)
         .to_vec();
-        if self.variables.is_on("RUNNER_GENERATE_ARTIFACTS_METADATA") && artifact.artifact_format == "zip" {
+        if self.variables.is_on("RUNNER_GENERATE_ARTIFACTS_METADATA") && artifact.format == "zip" {
             words.extend(self.metadata());
         }
         let mut pair = |option: &str, value: &str| words.extend([option.to_owned(), value.to_owned()]);
@@ -90,8 +86,8 @@ impl Source<'_> {
         for (option, value) in [
             ("--name", &artifact.name),
             ("--expire-in", &artifact.expire_in),
-            ("--artifact-format", &artifact.artifact_format),
-            ("--artifact-type", &artifact.artifact_type),
+            ("--artifact-format", &artifact.format),
+            ("--artifact-type", &artifact.kind),
         ] {
             if !value.is_empty() {
                 pair(option, value);

@@ -4,12 +4,12 @@ use super::super::error::JobError;
 use super::super::job::Cache;
 use super::super::variables::Place;
 use super::writer::Writer;
-use super::{RUNNER_COMMAND, Source};
+use super::{RUNNER_COMMAND, Source, with_runner};
 
 impl Source<'_> {
     pub(super) fn restore_cache(&self, writer: &mut Writer) -> Result<bool, JobError> {
         self.exports(writer, true);
-        self.into_project(writer);
+        self.enter_project(writer);
         let mut needed = false;
         for cache in self.job.caches().iter().filter(|cache| is_something(cache)) {
             needed = true;
@@ -33,7 +33,7 @@ impl Source<'_> {
             } else if !fallback.is_empty() {
                 keys.extend(self.cache_key(writer, &fallback, "extraction"));
             }
-            self.with_runner(writer, "Extracting cache", |writer| self.extract(writer, &keys));
+            with_runner(writer, "Extracting cache", |writer| self.extract(writer, &keys));
         }
         self.change_owner(writer, &[&self.place.cache, &self.place.root]);
         Ok(needed)
@@ -55,7 +55,7 @@ impl Source<'_> {
 
     pub(super) fn archive_cache(&self, writer: &mut Writer, success: bool) -> Result<bool, JobError> {
         self.exports(writer, true);
-        self.into_project(writer);
+        self.enter_project(writer);
         let mut needed = false;
         let wanted = |cache: &&Cache| cache.wanted(success) && is_something(cache);
         for cache in self.job.caches().iter().filter(wanted) {
@@ -74,7 +74,7 @@ impl Source<'_> {
             if cache.untracked {
                 words.push("--untracked");
             }
-            self.with_runner(writer, "Creating cache", |writer| {
+            with_runner(writer, "Creating cache", |writer| {
                 writer.notice(&format!("Creating cache {key}..."));
                 writer.if_loud(&words);
                 writer.notice("Created cache");

@@ -46,7 +46,7 @@ impl Source<'_> {
     pub(super) fn clear_worktree(&self, writer: &mut Writer) -> bool {
         writer.notice("Deleting tracked and untracked files...");
         writer.if_directory(&self.place.project);
-        self.into_project(writer);
+        self.enter_project(writer);
         writer.command(&["git", "rm", "-rf", "--ignore-unmatch", "--quiet", "."]);
         writer.command(&["git", "clean", "-ffdx", "-q"]);
         writer.end_if();
@@ -59,7 +59,8 @@ impl Source<'_> {
             return;
         }
         let own: Vec<String> = if own.is_empty() { Vec::new() } else { vec![own.to_owned()] };
-        let commands = if own_first { [own.as_slice(), hook].concat() } else { [hook, own.as_slice()].concat() };
+        let commands =
+            if own_first { [own.as_slice(), hook].concat() } else { [hook, own.as_slice()].concat() };
         writer.user_commands(section, &commands, self.fold());
     }
 
@@ -160,7 +161,9 @@ impl Source<'_> {
         for (with, without) in replacements(remote, &self.config.url, &self.job.token, ssh_host) {
             let key = format!("url.{with}.insteadOf");
             let pattern = format!("^{}$", regex_quoted(&without));
-            writer.command_expanding(&[&external_git[..], &["--replace-all", &key, &without, &pattern]].concat());
+            writer.command_expanding(
+                &[&external_git[..], &["--replace-all", &key, &without, &pattern]].concat(),
+            );
         }
         include(writer, &template_config, &external);
         writer.export_expanding(EXTERNAL_CONFIG_VARIABLE, &external);

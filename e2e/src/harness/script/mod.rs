@@ -133,7 +133,7 @@ impl Source<'_> {
         writer.source_env(&file);
     }
 
-    fn into_project(&self, writer: &mut Writer) {
+    fn enter_project(&self, writer: &mut Writer) {
         writer.change_directory(&self.place.project);
     }
 
@@ -155,7 +155,7 @@ impl Source<'_> {
             return false;
         };
         self.exports(writer, true);
-        self.into_project(writer);
+        self.enter_project(writer);
         let fold = self.fold();
         let own = |text: &str| if text.is_empty() { Vec::new() } else { vec![text.to_owned()] };
         writer.user_commands("pre_build_script", &own(&self.config.pre_build_script), fold);
@@ -173,7 +173,7 @@ impl Source<'_> {
         let step = self.job.steps().iter().find(|step| step.name == "after_script");
         let Some(step) = step.filter(|step| !step.script.is_empty()) else { return false };
         self.exports(writer, true);
-        self.into_project(writer);
+        self.enter_project(writer);
         writer.notice("Running after script...");
         writer.user_commands("after_script_step", &step.script, self.fold());
         true
@@ -203,7 +203,7 @@ impl Source<'_> {
         match self.settings.strategy {
             GitStrategy::Clone | GitStrategy::Empty => writer.remove_directory(&self.place.project),
             GitStrategy::Fetch => {
-                self.into_project(writer);
+                self.enter_project(writer);
                 self.git_clean(writer);
                 writer.command(&["git", "reset", "--hard"]);
             }
@@ -231,16 +231,16 @@ impl Source<'_> {
         writer.end_if();
     }
 
-    /// Runs commands only where the helper program is; otherwise says that something does not work.
-    fn with_runner(&self, writer: &mut Writer, action: &str, commands: impl FnOnce(&mut Writer)) {
-        writer.if_quiet(&[RUNNER_COMMAND, "--version"]);
-        commands(writer);
-        writer.or_else();
-        writer.warning(&format!("Missing {RUNNER_COMMAND}. {action} is disabled."));
-        writer.end_if();
-    }
-
     fn fold(&self) -> bool {
         self.variables.is_on("FF_SCRIPT_SECTIONS") && self.job.trace_sections()
     }
+}
+
+/// Runs commands only where the helper program is; otherwise says that something does not work.
+fn with_runner(writer: &mut Writer, action: &str, commands: impl FnOnce(&mut Writer)) {
+    writer.if_quiet(&[RUNNER_COMMAND, "--version"]);
+    commands(writer);
+    writer.or_else();
+    writer.warning(&format!("Missing {RUNNER_COMMAND}. {action} is disabled."));
+    writer.end_if();
 }

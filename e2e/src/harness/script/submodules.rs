@@ -88,8 +88,7 @@ impl Source<'_> {
         if !self.settings.lfs_skip_smudge {
             writer.if_quiet(&["git", "lfs", "version"]);
             writer.notice("Pulling LFS files...");
-            let words =
-                [&["git", "-c", include.as_str()], &foreach[1..], &["git", "lfs", "pull"]].concat();
+            let words = [&["git", "-c", include.as_str()], &foreach[1..], &["git", "lfs", "pull"]].concat();
             writer.command_expanding(&words);
             writer.end_if();
         }
@@ -99,9 +98,8 @@ impl Source<'_> {
     fn announce(&self, writer: &mut Writer, recursive: bool) {
         let how = if recursive { " recursively" } else { "" };
         match self.settings.submodule_depth {
-            depth @ 1.. => writer.notice(&format!(
-                "Updating/initializing submodules{how} with git depth set to {depth}..."
-            )),
+            depth @ 1.. => writer
+                .notice(&format!("Updating/initializing submodules{how} with git depth set to {depth}...")),
             _ => writer.notice(&format!("Updating/initializing submodules{how}...")),
         }
     }

@@ -12,6 +12,7 @@ const YELLOW: &str = "\u{1b}[0;33m";
 
 /// A script in the making.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Writer {
     text: String,
     indent: usize,
@@ -54,7 +55,9 @@ impl Writer {
     pub(super) fn checked(&mut self, line: &str) {
         self.line(line);
         if self.check_each {
-            self.line("_runner_exit_code=$?; if [ $_runner_exit_code -ne 0 ]; then exit $_runner_exit_code; fi");
+            self.line(
+                "_runner_exit_code=$?; if [ $_runner_exit_code -ne 0 ]; then exit $_runner_exit_code; fi",
+            );
         }
     }
 
@@ -243,7 +246,7 @@ fn expanding<S: AsRef<str>>(words: &[S]) -> String {
         if index == 0 {
             line.push_str(word);
         } else {
-            line.push_str(&format!(" \"{word}\""));
+            line.extend([" \"", word, "\""]);
         }
     }
     line

@@ -25,7 +25,9 @@ async fn a_plain_job_calls_everything_once_in_order() {
         ]
     );
     assert!(result.call("prepare_script").stdout_text().starts_with("Running on "));
-    assert!(result.call("build_script").stdout_text().ends_with("\u{1b}[32;1m$ echo hello\u{1b}[0;m\nhello\n"));
+    assert!(
+        result.call("build_script").stdout_text().ends_with("\u{1b}[32;1m$ echo hello\u{1b}[0;m\nhello\n")
+    );
     assert!(result.log_contains("Using Custom executor with driver fake 1.0..."));
     assert!(result.log_contains("Job succeeded"));
     // What `config` prints and what `cleanup` says is not in the job log.
@@ -167,7 +169,7 @@ async fn the_response_file_is_there_in_every_call() {
 #[tokio::test]
 async fn both_outputs_are_kept_apart_and_exact() {
     let fake = Fake::new();
-    let noise = r#"for i in 1 2 3; do printf 'out%s\n' $i; printf 'err%s\0\xff\n' $i >&2; done; printf tail"#;
+    let noise = r"for i in 1 2 3; do printf 'out%s\n' $i; printf 'err%s\0\xff\n' $i >&2; done; printf tail";
     let result = fake.run(&JobSpec::new(5).script([noise])).await;
     result.assert_success();
     let call = result.call("build_script");

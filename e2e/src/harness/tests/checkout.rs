@@ -19,7 +19,8 @@ async fn server() -> Server {
     let folder = tempfile::tempdir().unwrap();
     let coordinator =
         Coordinator::start(CoordinatorConfig::new("127.0.0.1:0".parse().unwrap())).await.unwrap();
-    let lib = GitRepo::create(folder.path().join("lib.git"), &[Commit::new("lib").file("lib.txt", "library\n")]);
+    let lib =
+        GitRepo::create(folder.path().join("lib.git"), &[Commit::new("lib").file("lib.txt", "library\n")]);
     let lib = lib.unwrap();
     coordinator.serve("grp/lib", &lib);
     let commits = [
@@ -46,7 +47,8 @@ impl Server {
 async fn the_commit_is_checked_out() {
     let server = server().await;
     let fake = server.fake();
-    let spec = server.job().script(["cat README", "git rev-parse HEAD", "git log --oneline | wc -l"]).git_depth(2);
+    let spec =
+        server.job().script(["cat README", "git rev-parse HEAD", "git log --oneline | wc -l"]).git_depth(2);
     let result = fake.run(&spec).await;
     result.assert_success();
     let out = result.call("build_script").stdout_text();
@@ -54,7 +56,9 @@ async fn the_commit_is_checked_out() {
     assert!(out.ends_with("\n2\n"), "the depth is 2: {out}");
     let log = result.call("get_sources").stdout_text();
     assert!(log.contains("Fetching changes with git depth set to 2..."));
-    assert!(log.contains(&format!("Checking out {} as detached HEAD (ref is main)...", &server.commits[2][..8])));
+    assert!(
+        log.contains(&format!("Checking out {} as detached HEAD (ref is main)...", &server.commits[2][..8]))
+    );
     // The token is nowhere in the checkout.
     let project = fake.path("builds/grp/proj");
     let config = std::fs::read_to_string(project.join(".git/config")).unwrap_or_default();
@@ -111,7 +115,9 @@ async fn strategies_differ() {
     let server = server().await;
     let fake = server.fake();
     let script = ["touch left-over; ls -a | tr '\\n' ' '; pwd"];
-    let run = |strategy: &'static str| fake.run_strategy(server.job().variable("GIT_STRATEGY", strategy).script(script));
+    let run = |strategy: &'static str| {
+        fake.run_strategy(server.job().variable("GIT_STRATEGY", strategy).script(script))
+    };
     let none = run("none").await;
     assert!(!none.contains("README") && none.contains("/grp/proj\n"), "{none}");
     let fetch = run("fetch").await;
@@ -213,7 +219,8 @@ async fn get(url: &str, token: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
-    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nJOB-TOKEN: {token}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nJOB-TOKEN: {token}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();

@@ -56,8 +56,14 @@ async fn the_table_of_exit_codes() {
 async fn messages_are_the_runner_s() {
     for (ends, message) in [
         ("exit 2", "Job failed (system failure): exit status 2"),
-        ("exit 9", "unknown Custom executor executable exit code 9; executable execution terminated with: exit status 9"),
-        ("kill -9 $$", "unknown Custom executor executable exit code -1; executable execution terminated with: signal: killed"),
+        (
+            "exit 9",
+            "unknown Custom executor executable exit code 9; executable execution terminated with: exit status 9",
+        ),
+        (
+            "kill -9 $$",
+            "unknown Custom executor executable exit code -1; executable execution terminated with: signal: killed",
+        ),
     ] {
         let result = driver_that(ends).run(&job()).await;
         assert!(result.log_contains(message), "{}", result.text());
@@ -90,7 +96,8 @@ async fn prepare_is_tried_three_times_with_a_cleanup_after_each() {
 
 #[tokio::test]
 async fn the_third_try_may_work_and_config_remembers_the_place() {
-    let fake = Fake::new().hook("prepare", r#"echo x >> $FAKE_DIR/n; [ "$(wc -l < $FAKE_DIR/n)" -lt 3 ] && exit 2"#);
+    let fake =
+        Fake::new().hook("prepare", r#"echo x >> $FAKE_DIR/n; [ "$(wc -l < $FAKE_DIR/n)" -lt 3 ] && exit 2"#);
     let result = fake.run(&job()).await;
     result.assert_success();
     assert_eq!(result.calls_of("prepare").len(), 3);
@@ -113,7 +120,8 @@ async fn a_user_s_mistake_in_prepare_is_not_tried_again() {
 #[tokio::test]
 async fn pauses_between_tries_are_three_seconds() {
     let fake = Fake::new().hook("prepare", "exit 2").with(|config| {
-        config.prepare_retry_interval = super::RunnerConfig::new(config.driver.clone()).prepare_retry_interval;
+        config.prepare_retry_interval =
+            super::RunnerConfig::new(config.driver.clone()).prepare_retry_interval;
     });
     let result = fake.run(&job()).await;
     let starts: Vec<_> = result.calls_of("config").iter().map(|call| call.started).collect();
@@ -130,11 +138,15 @@ async fn what_config_says_is_checked() {
     assert_eq!(result.calls_of("config").len(), 3);
 
     let result = said(r#"{"builds_dir":""}"#).run(&job()).await;
-    assert!(matches!(&result.outcome, Outcome::ConfigurationError { message } if message.contains("builds_dir")));
+    assert!(
+        matches!(&result.outcome, Outcome::ConfigurationError { message } if message.contains("builds_dir"))
+    );
     assert_eq!(result.stages(), ["config", "cleanup"]);
 
     let result = said(r#"{"shell":"fish"}"#).run(&job()).await;
-    assert!(matches!(&result.outcome, Outcome::SystemFailure { message } if message == "shell fish not found"));
+    assert!(
+        matches!(&result.outcome, Outcome::SystemFailure { message } if message == "shell fish not found")
+    );
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::{Driver, Harness, JobResult, RunnerConfig};
 use crate::coordinator::JobSpec;
 
 /// Long enough for anything that is going to happen at all on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A driver as its authors describe it: exit code by file, exit 2 on SIGTERM. `FAKE_<STAGE>` holds commands that a
 /// test wants run first.

@@ -18,7 +18,8 @@ async fn backends() -> (Fake, Vec<Backend>) {
 async fn a_job_succeeds() {
     let (_fake, backends) = backends().await;
     for backend in backends {
-        let spec = JobSpec::fresh().script(["echo hello from $CI_JOB_ID"]).after_script(["echo $CI_JOB_STATUS"]);
+        let spec =
+            JobSpec::fresh().script(["echo hello from $CI_JOB_ID"]).after_script(["echo $CI_JOB_STATUS"]);
         let result = backend.run(&spec, SOON).await.unwrap();
         result.assert_success();
         assert!(result.log_contains(&format!("\nhello from {}\n", spec.id)), "{}", result.text());

@@ -50,9 +50,11 @@ async fn everything_that_a_job_can_have() {
     assert!(lines[3].starts_with(&format!(
         "artifacts-uploader --url http://gitlab.invalid --token {token} --id 42 --timeout 1h0m0s"
     )));
-    assert!(lines[3].ends_with(
-        "--path out/ --name out --expire-in 1 day --artifact-format zip --artifact-type archive"
-    ));
+    assert!(
+        lines[3].ends_with(
+            "--path out/ --name out --expire-in 1 day --artifact-format zip --artifact-type archive"
+        )
+    );
 }
 
 #[tokio::test]
@@ -123,7 +125,8 @@ async fn without_the_helper_caches_and_artifacts_are_skipped_with_a_warning() {
     let fake = fake.with(|config| {
         config.process_env.push(("PATH".into(), "/usr/bin:/bin".into()));
     });
-    let spec = JobSpec::new(47).script(["true"]).artifact(Artifact::paths(["x"])).cache(Cache::new("k", ["v"]));
+    let spec =
+        JobSpec::new(47).script(["true"]).artifact(Artifact::paths(["x"])).cache(Cache::new("k", ["v"]));
     let result = fake.run(&spec).await;
     result.assert_success();
     assert!(result.log_contains("Missing gitlab-runner. Uploading artifacts is disabled."));
@@ -152,7 +155,8 @@ async fn scripts_carry_every_value_through_the_quotes() {
 #[tokio::test]
 async fn scripts_read_nothing_and_stop_at_the_first_error() {
     let fake = Fake::new();
-    let result = fake.run(&JobSpec::new(49).script(["cat; echo read", "false | true", "echo not reached"])).await;
+    let result =
+        fake.run(&JobSpec::new(49).script(["cat; echo read", "false | true", "echo not reached"])).await;
     result.assert_script_failure(1);
     let out = result.call("build_script").stdout_text();
     assert!(out.contains("\nread\n") && !out.contains("\nnot reached"), "{out}");
@@ -195,7 +199,9 @@ async fn variables_pass_from_stage_to_stage_by_the_env_file() {
 async fn a_clone_path_needs_permission() {
     let spec = JobSpec::new(52).script(["pwd"]).variable("GIT_CLONE_PATH", "$CI_BUILDS_DIR/own");
     let result = Fake::new().run(&spec).await;
-    assert!(matches!(&result.outcome, Outcome::ConfigurationError { message } if message.contains("custom_build_dir")));
+    assert!(
+        matches!(&result.outcome, Outcome::ConfigurationError { message } if message.contains("custom_build_dir"))
+    );
     assert_eq!(result.stages(), ["config", "cleanup"]);
     let fake = Fake::new().with(|config| config.custom_build_dir = true);
     let result = fake.run(&spec).await;

@@ -128,6 +128,7 @@ impl Host {
             host_address: slot.host(),
             bins: tools.bins().to_vec(),
             images: old.map(|cluster| cluster.images).unwrap_or_default(),
+            shim: None,
             host: Some(HostParts {
                 control: self.dir.control_socket(),
                 containerd: self.dir.containerd_socket(),

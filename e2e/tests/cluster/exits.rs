@@ -1,0 +1,78 @@
+//! How scripts end, and what GitLab hears of it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use roadstead_crds::Phase;
+use roadstead_e2e::coordinator::JobSpec;
+use roadstead_e2e::harness::Backend;
+use roadstead_e2e::installation::Installation;
+
+use crate::DEADLINE;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_arrive_as_they_were() -> Result<()> {
+    let bench = Installation::join().await?;
+    for backend in Backend::available(&bench.runner())? {
+        for code in [0, 1, 2, 42, 137] {
+            let spec =
+                JobSpec::fresh().image(bench.image("busybox")?).script([format!("echo before; exit {code}")]);
+            let result = backend.run(&spec, DEADLINE).await?;
+            if code == 0 {
+                result.assert_success();
+            } else {
+                result.assert_script_failure(code);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_command_in_the_middle_fails_the_job_and_says_so_in_the_object() -> Result<()> {
+    let bench = Installation::join().await?;
+    let spec = JobSpec::fresh()
+        .image(bench.image("debian-git")?)
+        .script(["echo one", "(exit 3)", "echo never reached"])
+        .after_script(["echo after"]);
+    let result = bench.harness()?.run(&spec, DEADLINE).await?;
+    result.assert_script_failure(3);
+    let output = String::from_utf8_lossy(&result.call("build_script").stdout).into_owned();
+    assert!(!output.lines().any(|line| line == "never reached"), "{output}");
+    assert!(result.stages().contains(&"after_script"));
+    let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
+    let is_final = |job: Option<&roadstead_crds::CiJob>| {
+        job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final)
+    };
+    let job = bench.wait_cijob(&name, "finished", crate::SOON, is_final).await?;
+    assert_eq!(job.status.and_then(|status| status.phase), Some(Phase::Failed));
+    assert_eq!(job.spec.report.and_then(|report| report.exit_code), Some(3));
+    Ok(())
+}
+
+/// GitLab's own executor waits for a line that a killed shell never writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_is_killed_ends_its_stage_at_once() -> Result<()> {
+    let bench = Installation::join().await?;
+    let spec =
+        JobSpec::fresh().image(bench.image("debian-git")?).script(["echo before", "kill -9 $$", "sleep 300"]);
+    let result = bench.harness()?.run(&spec, DEADLINE).await?;
+    result.assert_script_failure(137);
+    let took = result.call("build_script").duration().context("the stage has no end")?;
+    assert!(took < Duration::from_secs(5), "the stage took {took:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_process_that_keeps_stdout_does_not_hold_the_stage() -> Result<()> {
+    let bench = Installation::join().await?;
+    for backend in Backend::available(&bench.runner())? {
+        let spec = JobSpec::fresh()
+            .image(bench.image("debian-git")?)
+            .script(["sleep 600 & echo started $!", "echo done"])
+            .after_script(["pgrep sleep || grep -l sleep /proc/[0-9]*/comm | wc -l"]);
+        let result = backend.run(&spec, Duration::from_mins(1)).await?;
+        result.assert_success();
+    }
+    Ok(())
+}
