@@ -4,10 +4,28 @@
 //! [`policy`] and most of [`job`] are pure; `job::observe` asks, `job::apply` writes.
 
 pub mod api;
+pub mod backoff;
+pub mod cli;
+pub mod controller;
 #[cfg(test)]
 mod fixture;
+pub mod http;
 pub mod job;
 pub mod journal;
 pub mod policy;
 pub mod requests;
+pub mod run;
 pub mod telemetry;
+pub mod watch;
+
+/// An error and everything that it comes from, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,2 +1,57 @@
-//! x
-fn main() {}
+//! The process: crypto provider, command line, log, runtime, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use roadstead_operator::cli::{Cli, LogFormat};
+use roadstead_operator::run::run;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// The command line, or what it names, cannot be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    // The first use of TLS panics if it has to choose between two providers. An error means that
+    // there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    if let Err(code) = log_to_stderr(&cli) {
+        return code;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli));
+    // What is still under way is bounded by nothing else.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = roadstead_operator::chain(&error), "the operator ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(cli: &Cli) -> Result<(), ExitCode> {
+    let filter = EnvFilter::try_new(&cli.log);
+    let (filter, flaw) = match filter {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let installed = match cli.log_format {
+        LogFormat::Text => log.finish().try_init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().try_init(),
+    };
+    if let Some(error) = flaw {
+        tracing::error!(%error, log = cli.log, "--log is not a level or a list of them");
+        return Err(ExitCode::from(USAGE));
+    }
+    installed.map_err(|_| ExitCode::FAILURE)
+}

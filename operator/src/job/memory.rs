@@ -103,7 +103,7 @@ impl Memory {
 mod tests {
     use super::*;
     use crate::fixture;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
     fn version(version: &str) -> Arc<CiJob> {
         let mut job = fixture::job();
@@ -146,7 +146,7 @@ mod tests {
         memory.created(fixture::JOB_UID, Arc::new(pod.clone()), now);
         assert!(memory.pod(fixture::JOB_UID, now).is_some());
         assert!(memory.pod(fixture::JOB_UID, now + WATCH_LAG).is_none());
-        let other = Pod { metadata: Default::default(), ..pod.clone() };
+        let other = Pod { metadata: ObjectMeta::default(), ..pod.clone() };
         memory.saw(&other);
         assert!(memory.pod(fixture::JOB_UID, now).is_some());
         memory.saw(&pod);

@@ -192,12 +192,10 @@ impl<'a> Planner<'a> {
         let request = &job.spec.request;
         let class = class.as_ref().ok_or(NoPod::Class)?;
         let recorded = Terms::recorded(&self.draft.status).filter(|_| self.draft.is_admitted());
-        let (terms, admitted) = match recorded {
-            Some(terms) => (terms, true),
-            None => {
-                let granted = Terms::grant(request, class::wanted(request), &class.spec);
-                (granted.map_err(NoPod::Ever)?, false)
-            }
+        let admitted = recorded.is_some();
+        let terms = match recorded {
+            Some(terms) => terms,
+            None => Terms::grant(request, class::wanted(request), &class.spec).map_err(NoPod::Ever)?,
         };
         let why = match (&self.draft.status.pod, current) {
             (None, _) => Why::NewPod,

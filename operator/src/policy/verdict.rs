@@ -109,8 +109,7 @@ pub struct Case<'a> {
 pub fn verdict(case: &Case<'_>) -> Option<Verdict> {
     let report = case.report.map(|report| reported(report, case));
     let report_stands = case.report.is_some_and(|report| match (report.outcome, &case.pod) {
-        (Outcome::Succeeded, _) => true,
-        (Outcome::Failed | Outcome::Canceled, Some(PodEnd::ClientLost)) => true,
+        (Outcome::Succeeded, _) | (Outcome::Failed | Outcome::Canceled, Some(PodEnd::ClientLost)) => true,
         (Outcome::Failed | Outcome::Canceled | Outcome::Errored, _) => false,
     });
     let observed = case.pod.as_ref().filter(|_| !report_stands).map(|end| observed(end, case));

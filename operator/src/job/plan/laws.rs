@@ -16,7 +16,7 @@ use crate::fixture;
 use crate::policy::verdict::Verdict;
 
 /// Something that happens to the world.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Happening {
     TimePasses(u32),
     Reconcile(Fate),
@@ -130,8 +130,8 @@ impl World {
     }
 
     /// Stores a status the way the API server does: as JSON, whose times are less exact.
-    fn store(&mut self, status: CiJobStatus) {
-        let text = serde_json::to_string(&status).unwrap();
+    fn store(&mut self, status: &CiJobStatus) {
+        let text = serde_json::to_string(status).unwrap();
         self.job.status = Some(serde_json::from_str(&text).unwrap());
     }
 
@@ -148,7 +148,7 @@ impl World {
         if matches!(fate, Fate::Nothing) {
             return;
         }
-        self.store(plan.status);
+        self.store(&plan.status);
         if matches!(fate, Fate::StatusOnly) {
             return;
         }
@@ -161,7 +161,7 @@ impl World {
                         let mut draft = Draft::of(&self.job, self.now);
                         draft.finish(&Verdict::new(Reason::PodRejected, "no"));
                         let status = draft.status;
-                        self.store(status);
+                        self.store(&status);
                         return;
                     }
                     if taken {
@@ -175,7 +175,7 @@ impl World {
                     let mut draft = Draft::of(&self.job, self.now);
                     draft.pod_exists(&uid);
                     let status = draft.status;
-                    self.store(status);
+                    self.store(&status);
                 }
                 Action::DeletePod { uid, .. } => {
                     let now = self.now;

@@ -1,0 +1,87 @@
+//! The command line.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, ValueEnum};
+
+/// Runs GitLab CI jobs on Kubernetes: the operator of Roadstead.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "roadstead-operator", version)]
+pub struct Cli {
+    /// Namespaces whose CiJobs are run, separated by commas
+    #[arg(long, env = "ROADSTEAD_JOB_NAMESPACES", value_delimiter = ',', required = true, value_parser = namespace)]
+    pub job_namespaces: Vec<String>,
+
+    /// Image of the helper container where a JobClass names none
+    #[arg(long, env = "ROADSTEAD_HELPER_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub helper_image: String,
+
+    /// Image that carries the stage-agent
+    #[arg(long, env = "ROADSTEAD_AGENT_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub agent_image: String,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(long, env = "ROADSTEAD_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// CiJobs of a namespace that are worked on at the same time
+    #[arg(long, env = "ROADSTEAD_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub concurrency: u16,
+
+    /// What is logged: a level, or levels by module (`info,roadstead_operator=debug`)
+    #[arg(long, env = "ROADSTEAD_LOG", default_value = "info,kube=warn")]
+    pub log: String,
+
+    /// How it is logged
+    #[arg(long, env = "ROADSTEAD_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Format of the log on standard error.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+fn namespace(name: &str) -> Result<String, String> {
+    let name = name.trim();
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let valid = (1..=63).contains(&name.len())
+        && name.chars().all(|c| edge(c) || c == '-')
+        && name.starts_with(edge)
+        && name.ends_with(edge);
+    if valid { Ok(name.to_owned()) } else { Err(format!("\"{name}\" is not the name of a namespace")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        let images = ["roadstead-operator", "--helper-image=h", "--agent-image=a"];
+        Cli::try_parse_from(images.iter().chain(args))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn namespaces_come_as_a_list() {
+        assert_eq!(
+            parse(&["--job-namespaces", "ci-jobs, other"]).unwrap().job_namespaces,
+            ["ci-jobs", "other"]
+        );
+        for bad in ["", "a,,b", "Upper", "-a", "a_b"] {
+            assert!(parse(&["--job-namespaces", bad]).is_err(), "{bad:?}");
+        }
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--job-namespaces=a", "--concurrency=0"]).is_err());
+    }
+}
