@@ -4,4 +4,7 @@
 //! Both speak [`wire`] over the stream of a pod exec. The agent knows no Kubernetes client, so that
 //! it stays small; everything that does is behind the feature `shim`.
 
+pub mod agent;
+#[cfg(feature = "shim")]
+pub mod shim;
 pub mod wire;

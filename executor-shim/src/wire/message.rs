@@ -34,6 +34,18 @@ pub enum Work {
     },
     /// Run a script once, or go on with it where it is already known.
     Run(Run),
+    /// To `helper`, when `build` is dead: send what it had stored of an attempt. The kernel may kill
+    /// a whole container for its memory, the agent with it.
+    Collect(Collect),
+}
+
+/// What is wanted of the output of a dead container.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Collect {
+    /// Name of the attempt.
+    pub attempt: String,
+    /// Spool position that the shim has reached.
+    pub position: u64,
 }
 
 /// One attempt to run one script.
@@ -125,6 +137,11 @@ pub struct ExitRecord {
     pub peak_memory_bytes: Option<u64>,
     /// Memory limit of the container in bytes, where there is one.
     pub memory_limit_bytes: Option<u64>,
+    /// A sentence where the agent could not keep its part: the output could not be stored, or the
+    /// container died before the script ended. `code` is absent then, and the stage has not
+    /// succeeded whatever the script did. After a [`Collect`] only `spool_bytes` counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Why the agent does not do what the shim wants.
@@ -154,4 +171,6 @@ pub enum RefusalReason {
     Start,
     /// The peer is not allowed to speak to the agent.
     Peer,
+    /// The container whose output was to be collected is alive; its own agent has to be asked.
+    Alive,
 }
