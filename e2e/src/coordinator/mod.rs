@@ -13,6 +13,9 @@ mod spec;
 mod state;
 mod trace;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 pub use git::ServedRepo;
 pub use parts::{Artifact, Cache, Credential, Dependency, Hook, Image, Project, Secret, Step, Variable};
 pub use spec::JobSpec;

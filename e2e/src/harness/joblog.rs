@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::coordinator::contains;
+
 const RESET: &str = "\u{1b}[0;m";
 const CLEAR: &str = "\u{1b}[0K";
 const BOLD_RED: &str = "\u{1b}[31;1m";
@@ -70,6 +72,13 @@ impl JobLog {
     /// All of it so far.
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a text begins at `from` or later, and where to go on if it does not.
+    pub(super) fn find(&self, text: &[u8], from: usize) -> (bool, usize) {
+        let log = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = contains(log.get(from..).unwrap_or_default(), text);
+        (found, log.len().saturating_sub(text.len().saturating_sub(1)).max(from))
     }
 
     /// Tells when something is added.

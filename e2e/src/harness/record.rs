@@ -136,12 +136,12 @@ impl CallRecord {
     /// When `text` was complete on standard output. Echoed commands (`$ …` in green) do not count.
     pub fn when(&self, text: &str) -> Option<Moment> {
         let text = text.as_bytes();
+        let echoed = |place: usize| {
+            let feed = self.stdout[..place].iter().rposition(|byte| *byte == b'\n');
+            is_echo(&self.stdout[feed.map_or(0, |feed| feed + 1)..])
+        };
         let mut places = self.stdout.windows(text.len().max(1)).enumerate();
-        let (start, _) = places.find(|(place, window)| {
-            let line =
-                self.stdout[..*place].iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
-            *window == text && !is_echo(&self.stdout[line..])
-        })?;
+        let (start, _) = places.find(|(place, window)| *window == text && !echoed(*place))?;
         self.arrived(Stream::Stdout, start + text.len() - 1)
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::coordinator::{Coordinator, JobState, contains};
+use crate::coordinator::{Coordinator, JobState};
 
 use super::build::Build;
 use super::error::JobError;
@@ -184,11 +184,14 @@ impl RunningJob {
             Kind::Harness(job) => {
                 let until = Instant::now() + deadline;
                 let mut changes = job.build.log.changes();
+                let mut from = 0;
                 loop {
                     changes.mark_unchanged();
-                    if contains(&job.build.log.bytes(), text.as_bytes()) {
+                    let (found, next) = job.build.log.find(text.as_bytes(), from);
+                    if found {
                         return Ok(());
                     }
+                    from = next;
                     if tokio::time::timeout_at(until, changes.changed()).await.is_err() {
                         let log = job.build.log.bytes();
                         let log = String::from_utf8_lossy(&log);

@@ -5,6 +5,7 @@ use std::process::Command;
 use axum::http::StatusCode;
 
 use super::{Fake, SOON};
+use crate::coordinator::tests::request;
 use crate::coordinator::{Coordinator, CoordinatorConfig, Endpoint, JobSpec, ServedRepo};
 use crate::gitrepo::{Commit, GitRepo};
 
@@ -204,27 +205,12 @@ async fn the_coordinator_knows_who_runs() {
     let job = fake.harness().start(&spec).await.unwrap();
     job.wait_log("begun\n", SOON).await.unwrap();
     let url = format!("{}/api/v4/job", server.coordinator.url());
-    let (status, body) = get(&url, &spec.token).await;
-    assert_eq!(status, 200);
-    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let answer = request("GET", &url, &[("JOB-TOKEN", &spec.token)], b"").await;
+    assert_eq!(answer.status, 200);
+    let body = answer.json();
     assert_eq!((&body["id"], &body["tag_list"]), (&spec.id.into(), &serde_json::json!(["k8s", "zeta"])));
     job.cancel();
     job.finish(SOON).await.unwrap();
-    assert_eq!(get(&url, &spec.token).await.0, 401);
+    assert_eq!(request("GET", &url, &[("JOB-TOKEN", &spec.token)], b"").await.status, 401);
     assert!(server.coordinator.job(spec.id).unwrap().state.is_final());
-}
-
-/// One GET by hand; the test needs no client for it.
-async fn get(url: &str, token: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
-    let request =
-        format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nJOB-TOKEN: {token}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-    (status, body)
 }
