@@ -16,8 +16,8 @@ use crate::wire::message::{Hello, Open, Refusal};
 /// Connections that may be lost before only a change of status leads to another one.
 const MOST_LOSSES: u32 = 5;
 
-/// How long a try may take once the stream is open. An agent that is there answers at once.
-const GREETING: Duration = Duration::from_secs(10);
+/// How long a try may take once the stream is open. The exec'd end waits up to 10 s for its agent.
+const GREETING: Duration = Duration::from_secs(12);
 
 type Attempt<'a, S> = Pin<Box<dyn Future<Output = Result<(Session<S>, Hello), TryError>> + 'a>>;
 

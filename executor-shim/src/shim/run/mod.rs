@@ -2,7 +2,7 @@
 
 mod explain;
 mod oversight;
-mod supervise;
+pub mod supervise;
 
 use std::path::Path;
 use std::time::Duration;
