@@ -6,8 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::build::Build;
 use super::config::Program;
@@ -51,6 +50,17 @@ struct ConfigOutput {
 struct DriverInfo {
     name: Option<String>,
     version: Option<String>,
+}
+
+/// A service as `CI_JOB_SERVICES` tells it.
+#[derive(Debug, Serialize)]
+struct ServiceInfo<'a> {
+    name: &'a str,
+    alias: &'a str,
+    entrypoint: Option<&'a [String]>,
+    command: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variables: Option<BTreeMap<String, String>>,
 }
 
 impl Attempt {
@@ -266,26 +276,25 @@ impl Attempt {
             return String::new();
         }
         let variables = self.build.variables();
-        let list: Vec<serde_json::Value> = services
+        let list: Vec<ServiceInfo<'_>> = services
             .iter()
             .map(|service| {
                 let alias = service.alias.split([' ', ',', '\t', '\n']).find(|alias| !alias.is_empty());
-                let mut object = json!({
-                    "name": service.name,
-                    "alias": alias.unwrap_or(""),
-                    "entrypoint": service.entrypoint,
-                    "command": service.command,
-                });
-                if let Some(own) = service.variables.as_deref().filter(|own| !own.is_empty()) {
-                    let all = variables.extended(own);
-                    let values: BTreeMap<&str, &str> =
-                        own.iter().map(|one| (one.key.as_str(), all.value(&one.key))).collect();
-                    object["variables"] = json!(values);
+                let own = service.variables.as_deref().filter(|own| !own.is_empty());
+                ServiceInfo {
+                    name: &service.name,
+                    alias: alias.unwrap_or(""),
+                    entrypoint: service.entrypoint.as_deref(),
+                    command: service.command.as_deref(),
+                    variables: own.map(|own| {
+                        let all = variables.extended(own);
+                        own.iter().map(|one| (one.key.clone(), all.value(&one.key).to_owned())).collect()
+                    }),
                 }
-                object
             })
             .collect();
-        json!(list).to_string()
+        // Texts, lists and maps of texts can always be written.
+        serde_json::to_string(&list).unwrap_or_default()
     }
 
     fn response_file(&self) -> PathBuf {

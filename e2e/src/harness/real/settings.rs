@@ -40,11 +40,10 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
             set(key, quoted(&duration::format(limit)));
         }
     }
-    if !config.feature_flags.is_empty() {
-        text.push_str("[runners.feature_flags]\n");
-        for (name, on) in &config.feature_flags {
-            let _ = writeln!(text, "{name} = {on}");
-        }
+    // Results are read from timestamps; they are off in older versions.
+    text.push_str("[runners.feature_flags]\nFF_TIMESTAMPS = true\n");
+    for (name, on) in config.feature_flags.iter().filter(|(name, _)| name != "FF_TIMESTAMPS") {
+        let _ = writeln!(text, "{name} = {on}");
     }
     let _ = writeln!(text, "[runners.custom_build_dir]\nenabled = {}", config.custom_build_dir);
     text.push_str("[runners.custom]\n");
