@@ -109,7 +109,7 @@ impl Line {
         if len > 0 {
             self.peer.say(1, &bytes[..len]).await;
         }
-        self.left > 0
+        len == bytes.len()
     }
 
     async fn json(&mut self, kind: Kind, payload: &impl serde::Serialize) -> bool {
