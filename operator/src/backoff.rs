@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::runtime::utils::Backoff;
+use tokio::time::Instant;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -55,6 +56,7 @@ impl Backoffs {
 #[derive(Debug)]
 pub struct WatchBackoff {
     failures: u32,
+    last: Option<Instant>,
     random: Random,
 }
 
@@ -62,9 +64,12 @@ impl WatchBackoff {
     /// The longest wait. A watch that is down makes the operator blind.
     const LONGEST: Duration = Duration::from_secs(10);
 
+    /// How long there must be no failure for the next one to count as the first.
+    const STEADY: Duration = Duration::from_secs(60);
+
     /// No failures yet.
     pub fn new(random: Random) -> Self {
-        Self { failures: 0, random }
+        Self { failures: 0, last: None, random }
     }
 }
 
@@ -72,15 +77,18 @@ impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        self.failures = self.failures.saturating_add(1);
+        let now = Instant::now();
+        let steady = self.last.is_some_and(|last| now.duration_since(last) >= Self::STEADY);
+        self.failures = if steady { 1 } else { self.failures.saturating_add(1) };
+        self.last = Some(now);
         Some(delay(self.failures, Self::LONGEST, self.random))
     }
 }
 
 impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        self.failures = 0;
-    }
+    /// Called at each event, and every try begins with an event that only says that it is one. So
+    /// an event is no sign of health; time is.
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]
@@ -104,11 +112,15 @@ mod tests {
         assert_eq!(delay(1, LONGEST, || 7.0), FIRST);
     }
 
-    #[test]
-    fn a_watch_waits_less() {
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_waits_less_and_events_alone_do_not_reset_it() {
         let mut backoff = WatchBackoff::new(|| 1.0);
-        assert_eq!(backoff.by_ref().take(9).last(), Some(WatchBackoff::LONGEST));
-        backoff.reset();
+        for _ in 0..9 {
+            backoff.next();
+            backoff.reset();
+        }
+        assert_eq!(backoff.next(), Some(WatchBackoff::LONGEST));
+        tokio::time::advance(WatchBackoff::STEADY).await;
         assert_eq!(backoff.next(), Some(FIRST));
     }
 }

@@ -63,8 +63,8 @@ impl ReconcileError {
     /// How long to wait at least before the next try. `None`: as long as the back-off says.
     pub fn retry(&self) -> Option<Duration> {
         match self {
-            Self::Observe { source } => source.retry_after(),
-            Self::Apply { source } => source.retry_after(),
+            Self::Observe { source } => source.retry(),
+            Self::Apply { source } => source.retry(),
             Self::Stopping => None,
         }
     }

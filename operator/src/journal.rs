@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder};
 use roadstead_crds::status::condition;
-use roadstead_crds::{CiJob, CiJobStatus, Phase};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use tokio::sync::mpsc;
 
 use crate::job::status::is_true;
@@ -42,6 +42,11 @@ impl Journal {
     pub fn wrote(&self, job: &CiJob, before: &CiJobStatus) {
         let Some(after) = &job.status else { return };
         self.metrics.status_written(before, after);
+        if (before.phase, before.reason) != (after.phase, after.reason) {
+            let phase = after.phase.map_or("", Phase::as_str);
+            let pod = after.pod.as_ref().map(|pod| pod.name.as_str());
+            tracing::info!(phase, reason = after.reason.map(Reason::as_str), pod, "the job moved on");
+        }
         for event in events(before, after) {
             let regarding = job.object_ref(&());
             if self.notes.try_send(Note { regarding, event }).is_err() {
@@ -101,7 +106,6 @@ mod tests {
     use crate::fixture;
     use crate::job::status::Draft;
     use crate::policy::verdict::Verdict;
-    use roadstead_crds::Reason;
 
     #[test]
     fn one_event_for_each_step() {

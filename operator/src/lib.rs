@@ -6,6 +6,7 @@
 pub mod api;
 pub mod backoff;
 pub mod cli;
+pub mod connect;
 pub mod controller;
 #[cfg(test)]
 mod fixture;

@@ -1,5 +1,6 @@
 //! The process: crypto provider, command line, log, runtime, exit code.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -44,7 +45,10 @@ fn log_to_stderr(cli: &Cli) -> Result<(), ExitCode> {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter);
     let installed = match cli.log_format {
         LogFormat::Text => log.finish().try_init(),
         LogFormat::Json => log.json().flatten_event(true).finish().try_init(),

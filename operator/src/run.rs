@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::pin_mut;
-use kube::client::ClientBuilder;
+use kube::Api;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
-use kube::{Api, Client};
 use prometheus_client::registry::Registry;
 use roadstead_crds::JobClass;
 use thiserror::Error;
@@ -22,11 +21,11 @@ use tokio::sync::{broadcast, watch as flag};
 use tokio::task::JoinSet;
 
 use crate::cli::Cli;
+use crate::connect::{ConnectError, connect};
 use crate::controller::{Controller, Shared};
 use crate::http::{self, Cache, Health};
 use crate::journal::{Journal, write_events};
 use crate::policy::Images;
-use crate::requests::CountRequests;
 use crate::telemetry::{JobCounts, Metrics};
 use crate::watch;
 
@@ -42,11 +41,11 @@ const REPORTER: &str = "roadstead-operator";
 /// Why the operator ended.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// There is no way to reach the API server.
-    #[error("no configuration for the API server")]
-    Configuration {
-        /// What was tried.
-        source: kube::Error,
+    /// There is no client for the API server.
+    #[error("cannot reach the API server")]
+    Connect {
+        /// Why not.
+        source: ConnectError,
     },
     /// The HTTP endpoints have no address.
     #[error("cannot listen on {address}")]
@@ -77,7 +76,7 @@ pub enum RunError {
 pub async fn run(cli: Cli) -> Result<(), RunError> {
     let mut registry = Registry::with_prefix("roadstead");
     let metrics = Metrics::register(&mut registry);
-    let client = connect(&metrics).await?;
+    let client = connect(&metrics).await.map_err(|source| RunError::Connect { source })?;
     let (stop, stopped) = flag::channel(false);
     let signals = signals()?;
     let listener = TcpListener::bind(cli.listen)
@@ -87,7 +86,7 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     let mut parts = Parts::default();
     let (journal, notes) = Journal::new(metrics.clone());
     let recorder = Recorder::new(client.clone(), Reporter::from(REPORTER));
-    tokio::spawn(write_events(recorder, notes, metrics.clone()));
+    parts.add("the writer of Events", write_events(recorder, notes, metrics.clone()));
 
     let (classes, classes_writer) = reflector::store::<JobClass>();
     let (class_changed, _) = broadcast::channel(CLASS_CHANGES);
@@ -113,6 +112,8 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
         );
     }
     health.registry.register_collector(Box::new(counts));
+    // The writer of Events ends with the last of those that bring it any.
+    drop(shared);
 
     let class_events = watch::objects(Api::all(client), "jobclasses", metrics, fastrand::f64);
     let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
@@ -148,17 +149,6 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
         tracing::warn!("stopped before all was finished; the next operator goes on from there");
     }
     Ok(())
-}
-
-/// A client whose requests are counted. It repeats nothing by itself: whether a call may be made
-/// again is the plan's to say, and a POST that was answered 504 is not one.
-async fn connect(metrics: &Metrics) -> Result<Client, RunError> {
-    let configuration = |source| RunError::Configuration { source };
-    let mut config =
-        kube::Config::infer().await.map_err(|error| configuration(kube::Error::InferConfig(error)))?;
-    config.default_retry = false;
-    let builder = ClientBuilder::try_from(config).map_err(configuration)?;
-    Ok(builder.with_layer(&CountRequests::new(metrics.clone())).build())
 }
 
 /// Resolves when the process is told to stop.

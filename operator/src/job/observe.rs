@@ -37,8 +37,8 @@ impl ObserveError {
         }
     }
 
-    /// How long the API server asks to be left alone.
-    pub fn retry_after(&self) -> Option<Duration> {
+    /// How long to wait at least before the next try, where the API server says so.
+    pub fn retry(&self) -> Option<Duration> {
         match self {
             Self::ReadPod { source, .. } => source.retry_after(),
         }

@@ -209,9 +209,9 @@ fn out_of_time(case: &Case<'_>) -> Verdict {
     Verdict::new(
         Reason::DeadlineExceeded,
         format!(
-            "the job ran longer than its timeout of {} ({} s), the smaller one of the job's and that of JobClass \"{}\"",
-            span(case.job_seconds),
+            "the job ran longer than its timeout of {} s ({}), the smaller one of the job's and that of JobClass \"{}\"",
             case.job_seconds,
+            span(case.job_seconds),
             case.class
         ),
     )
@@ -344,6 +344,6 @@ mod tests {
         let message = verdict(&case(None, Some(&failed), Clock::InTime)).unwrap().message;
         assert_eq!(message, "A script of the job failed with exit code 3.");
         let message = verdict(&case(None, None, Clock::Up)).unwrap().message;
-        assert!(message.contains("1h00m00s (3600 s)"), "{message}");
+        assert!(message.contains("3600 s (1h00m00s)"), "{message}");
     }
 }
