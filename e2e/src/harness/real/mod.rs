@@ -259,6 +259,8 @@ fn outcome(job: &JobSnapshot, end: Option<End>, log: &log::Log) -> Outcome {
             "unknown_failure" if end == Some(End::Canceled) => Outcome::Canceled,
             "unknown_failure" if end == Some(End::Interrupted) => Outcome::Interrupted,
             "job_canceled" => Outcome::Canceled,
+            // Versions before 19 have no word of their own for it.
+            _ if end == Some(End::Interrupted) && message().starts_with("aborted:") => Outcome::Interrupted,
             _ => Outcome::SystemFailure { message: message() },
         },
     }

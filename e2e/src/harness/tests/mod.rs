@@ -4,6 +4,7 @@ mod calls;
 mod checkout;
 mod exits;
 mod real;
+mod scenarios;
 mod stages;
 mod stops;
 

@@ -6,7 +6,7 @@ use super::super::{Backend, Outcome};
 use super::{Fake, SOON};
 use crate::coordinator::{Coordinator, CoordinatorConfig, JobSpec};
 
-async fn backends() -> (Fake, Vec<Backend>) {
+pub(super) async fn backends() -> (Fake, Vec<Backend>) {
     let coordinator =
         Coordinator::start(CoordinatorConfig::new("127.0.0.1:0".parse().unwrap())).await.unwrap();
     let fake = Fake::new().with(|config| *config = config.clone().coordinator(&coordinator));
@@ -207,7 +207,12 @@ async fn the_played_runner_shows_a_driver_what_the_real_one_shows() {
         .credential("registry.test", "user", "password")
         .tags(["k8s"])
         .runner_tags(["k8s", "linux"]);
-    let Some((real_calls, real_response)) = seen_by_driver(&spec, true).await else { return };
+    let Some((real_calls, mut real_response)) = seen_by_driver(&spec, true).await else {
+        eprintln!("there is no real gitlab-runner to compare with");
+        return;
+    };
+    // Older versions write it even when there is nothing in it.
+    real_response.as_object_mut().unwrap().retain(|key, value| key != "run" || value != "");
     let (calls, response) = seen_by_driver(&spec, false).await.unwrap();
     let names =
         |calls: &[(String, Vec<String>)]| calls.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
