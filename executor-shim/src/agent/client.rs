@@ -174,11 +174,6 @@ impl Client {
         self.written = 0;
         true
     }
-
-    /// Whether everything that was said has been sent.
-    pub fn is_flushed(&self) -> bool {
-        self.outbox.is_empty()
-    }
 }
 
 impl AsFd for Client {

@@ -122,6 +122,8 @@ impl Hub {
             self.end_stage(stage.into_remains());
         }
         self.start_queued(now);
+        // The other container knows of a client before the client gets an answer.
+        self.leave_word(now);
         self.deliver(now);
         self.clients.retain(|_, client| !client.gone);
         self.leave_word(now);
@@ -379,15 +381,14 @@ impl Hub {
         }
     }
 
-    /// The end that was wanted from outside: when the stage is over and clients have read that.
+    /// The end that was wanted from outside: when the stage is over and clients have read that. With
+    /// this process the relays end at once, so what was sent is not enough.
     fn farewell(&mut self, now: Moment) -> Option<u8> {
         if self.stage.is_some() {
             return None;
         }
-        let reading = self.clients.values().any(|client| match &client.role {
-            Role::Follow(follow) => !(client.eof || follow.exit_sent && client.is_flushed()),
-            _ => false,
-        });
+        let reading =
+            self.clients.values().any(|client| matches!(client.role, Role::Follow(_)) && !client.eof);
         let leaving = self.leaving.as_mut()?;
         let at = *leaving.at.get_or_insert(now.plus(FAREWELL_MS));
         (!reading || at <= now).then_some(leaving.code)

@@ -17,6 +17,9 @@ use crate::wire::message::ExitRecord;
 /// The most bytes that one call sends.
 const SEND: u64 = 1024 * 1024;
 
+/// Length of the longest frame.
+const MAX_FRAME: u64 = (HEADER_LEN + MAX_PAYLOAD) as u64;
+
 /// Blocks of a file are given back as a whole; a range that begins in the middle of one is widened by
 /// this much, over bytes that are gone already.
 const BLOCK: u64 = 64 * 1024;
@@ -70,7 +73,9 @@ impl Spool {
         // The script runs as the user that owns the file and could have cut it.
         let whole = self.file.metadata().is_ok_and(|meta| meta.len() >= self.positions.len());
         let Some(anchor) = self.positions.anchor(position).filter(|_| whole) else { return false };
+        let next = self.positions.len().min(position.saturating_add(MAX_FRAME));
         walk(&self.file, anchor, position) == Some(position)
+            && (next == position || walk(&self.file, position, next).is_some_and(|end| end > position))
     }
 
     /// Everything before `position` has arrived: gives its space back.
@@ -219,6 +224,9 @@ mod tests {
         assert!(!spool.accepts(41 * frame));
         spool.file.set_len(39 * frame).unwrap();
         assert!(!spool.accepts(0), "somebody has cut the file");
+        spool.file.set_len(0).unwrap();
+        spool.file.set_len(40 * frame).unwrap();
+        assert!(!spool.accepts(0), "and the agent has written on behind the hole");
     }
 
     #[test]

@@ -48,12 +48,13 @@ impl Connection {
 
     /// A connection by the exec'd end.
     pub fn relayed(agent: &Agent) -> Self {
-        let mut relay = Command::new(binary())
-            .args(["attach", "--any-server", "--run-dir", agent.run_dir().to_str().unwrap()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let run = agent.run_dir();
+        Self::by(Command::new(binary()).args(["attach", "--any-server", "--run-dir", run.to_str().unwrap()]))
+    }
+
+    /// A connection by a command that relays.
+    pub fn by(command: &mut Command) -> Self {
+        let mut relay = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (relay.stdin.take(), relay.stdout.take().unwrap());
         Self { ends: Ends::Relay(relay, stdin, stdout), inbox: Vec::new(), made: Instant::now() }
     }
@@ -99,13 +100,6 @@ impl Connection {
         match &mut self.ends {
             Ends::Socket(_) => panic!("no relay"),
             Ends::Relay(relay, ..) => relay.wait().unwrap(),
-        }
-    }
-
-    pub fn relay_pid(&self) -> u32 {
-        match &self.ends {
-            Ends::Socket(_) => panic!("no relay"),
-            Ends::Relay(relay, ..) => relay.id(),
         }
     }
 
@@ -280,6 +274,23 @@ impl Session {
         assert_eq!(record.stderr_bytes, self.stderr.len() as u64);
         assert_eq!(record.spool_bytes, self.run.position);
         record
+    }
+
+    /// Forgets the last frames, as a shim that died before it had written them out, but for what it has
+    /// acknowledged. How many that were.
+    pub fn rewind(&mut self, frames: usize, acked: u64) -> usize {
+        for done in 0..frames {
+            let Some((kind, payload)) = self.order.last() else { return done };
+            let position = self.run.position - (HEADER_LEN + payload.len()) as u64;
+            if position < acked {
+                return done;
+            }
+            let stream = if *kind == Kind::Stdout { &mut self.stdout } else { &mut self.stderr };
+            stream.truncate(stream.len() - payload.len());
+            self.run.position = position;
+            self.order.pop();
+        }
+        frames
     }
 
     /// From the first word to the last over one connection.

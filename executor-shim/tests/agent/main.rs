@@ -2,4 +2,11 @@
 
 mod basics;
 mod client;
+mod death;
+mod namespace;
+mod orphan;
+mod output;
+mod random;
+mod resume;
+mod stop;
 mod world;

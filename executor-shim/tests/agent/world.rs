@@ -1,8 +1,6 @@
-#![allow(dead_code)]
-
 //! An agent for a test, with its directories.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -106,13 +104,6 @@ impl Agent {
         let mut text = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
         text
-    }
-
-    /// Waits for a line of the log.
-    #[allow(dead_code)]
-    pub fn say(&mut self, wanted: &str) -> String {
-        let mut lines = BufReader::new(self.child.stderr.as_mut().unwrap()).lines();
-        lines.by_ref().map(Result::unwrap).find(|line| line.contains(wanted)).unwrap()
     }
 
     /// CPU time that the agent has used, in clock ticks, and how often it was scheduled.

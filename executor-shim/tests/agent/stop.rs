@@ -1,0 +1,129 @@
+//! Scripts that are ended before their time.
+
+use std::time::{Duration, Instant};
+
+use executor_shim::wire::frame::Kind;
+use executor_shim::wire::message::{ExitRecord, RefusalReason, Work};
+
+use super::client::Session;
+use super::world::{Agent, lives, until};
+
+/// Starts a script, waits for its word `ready`, stops it.
+fn stopped(agent: &Agent, script: &str, grace_ms: u64) -> (Session, ExitRecord) {
+    let mut session = Session::new(script);
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    Session::stop(&mut connection, grace_ms);
+    let record = session.finish(&mut connection);
+    assert!(record.stopped);
+    (session, record)
+}
+
+#[test]
+fn a_trap_ends_a_script_in_its_own_way() {
+    let agent = Agent::start();
+    let script = "trap 'echo bye; exit 1' TERM; echo ready; sleep 1000 & wait";
+    let (session, record) = stopped(&agent, script, 60_000);
+    assert_eq!((record.code, record.signal), (Some(1), None));
+    assert_eq!(session.out(), "ready\nbye\n");
+}
+
+#[test]
+fn gitlabs_own_shape_of_a_script_ends_at_once() {
+    let agent = Agent::start();
+    let script = "#!/usr/bin/env bash\n\ntrap 'exit 1' TERM\n\nif set -o | grep pipefail > /dev/null; then set -o pipefail; fi; set -o errexit\nset +o noclobber\n(trap 'exit 1' TERM; eval $'echo ready\\nsleep 1000\\n') < /dev/null\nexit 0\n";
+    let start = Instant::now();
+    let (_, record) = stopped(&agent, script, 60_000);
+    assert_eq!(record.code, Some(1));
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn who_does_not_listen_is_killed_after_the_grace() {
+    let agent = Agent::start();
+    let script = "trap '' TERM; sh -c 'sleep 1000' & echo ready $!; while :; do sleep 0.02; done";
+    let start = Instant::now();
+    let (session, record) = stopped(&agent, script, 300);
+    assert_eq!((record.code, record.signal), (None, Some(9)));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    let child = session.out().split_whitespace().nth(1).unwrap().parse().unwrap();
+    until("the end of the whole group", || (!lives(child)).then_some(()));
+}
+
+#[test]
+fn what_a_stopped_script_leaves_in_its_group_ends_with_it() {
+    let agent = Agent::start();
+    let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo ready $!; wait";
+    let (session, record) = stopped(&agent, script, 60_000);
+    assert_eq!(record.signal, Some(15));
+    let child = session.out().split_whitespace().nth(1).unwrap().parse().unwrap();
+    until("the end of the whole group", || (!lives(child)).then_some(()));
+}
+
+#[test]
+fn a_frozen_script_can_be_stopped() {
+    let agent = Agent::start();
+    let script = "echo ready; kill -STOP $$; echo not reached";
+    let mut session = Session::new(script);
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    let status = format!("/proc/{}/stat", child_of(&agent));
+    until("the freeze", || std::fs::read_to_string(&status).unwrap().contains(") T ").then_some(()));
+    Session::stop(&mut connection, 60_000);
+    let record = session.finish(&mut connection);
+    assert_eq!((record.signal, session.out().as_str()), (Some(15), "ready\n"));
+}
+
+fn child_of(agent: &Agent) -> u32 {
+    let pid = agent.child.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_later_stop_can_only_hurry() {
+    let agent = Agent::start();
+    let mut session = Session::new("trap 'echo term' TERM; echo ready; while :; do sleep 0.02; done");
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    Session::stop(&mut connection, 600_000);
+    session.read_until(&mut connection, "term");
+    Session::stop(&mut connection, 900_000);
+    Session::stop(&mut connection, 100);
+    let record = session.finish(&mut connection);
+    assert_eq!((record.signal, session.out().as_str()), (Some(9), "ready\nterm\n"));
+}
+
+#[test]
+fn a_stop_before_the_start_leaves_nothing_started() {
+    let agent = Agent::start();
+    let mark = agent.dir.path().join("mark");
+    let mut session = Session::new(format!("echo x >{}", mark.display()));
+    let mut connection = agent.connect();
+    connection.open(Work::Run(session.run.clone()));
+    connection.hello();
+    connection.send(Kind::Script, 0, &session.script[..4]);
+    Session::stop(&mut connection, 0);
+    assert_eq!(connection.frame().unwrap().refusal().reason, RefusalReason::Script);
+    assert_eq!(connection.frame(), None);
+    assert!(!mark.exists());
+    session.all(&mut agent.connect());
+    assert!(mark.exists(), "the attempt was not started, so it may be");
+}
+
+#[test]
+fn a_stop_after_the_end_changes_nothing() {
+    let agent = Agent::start();
+    let mut session = Session::new("exit 3");
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    let record = session.finish(&mut connection);
+    Session::stop(&mut connection, 0);
+    let mut again = agent.connect();
+    session.begin(&mut again);
+    assert_eq!(session.finish(&mut again), record);
+    assert!(!record.stopped);
+}
