@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::cargo::cargo;
 use crate::cluster::{Action, Cluster, Component};
 use crate::demo;
-use crate::exec::command;
 use crate::images::Images;
 use crate::lock::Lock;
 use crate::product;
@@ -261,8 +261,8 @@ impl Bench {
     fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {
         let cluster = self.up(true)?;
         self.progress.say(format_args!("test: cargo test --workspace --features {CLUSTER_TESTS}"));
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = command(cargo, ["test", "--workspace", "--features", CLUSTER_TESTS])
+        let status = cargo()
+            .args(["test", "--workspace", "--features", CLUSTER_TESTS])
             .args(arguments)
             .current_dir(&self.workspace)
             .envs(cluster.environment(&self.dir.description()))

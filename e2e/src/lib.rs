@@ -8,6 +8,7 @@ pub mod gitrepo;
 pub mod harness;
 pub mod installation;
 
+mod cargo;
 mod demo;
 mod exec;
 mod hash;

@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::state::State;
 
 /// Changes when the way of building changes.
-const BUILD_VERSION: &str = "1";
+const BUILD_VERSION: &str = "2";
 /// Archives kept of each image: several clones may be at different versions.
 const KEPT_VERSIONS: usize = 4;
 
@@ -77,7 +77,9 @@ impl<'a> Builder<'a> {
         // It makes this folder, and a lock in it, in /etc otherwise.
         let networks = format!("--cni-config-dir={}", scratch.path().join("cni").display());
         let mut args = vec!["build", "--isolation=chroot", "--pull-never", "--layers=false", &networks];
-        args.extend(["--tag", &local]);
+        let id_file = scratch.path().join("id");
+        let id_argument = format!("--iidfile={}", id_file.display());
+        args.extend([&id_argument, "--tag", &local]);
         let base = recipe.base.map(|base| local_name(&base.name, &base.key));
         if let (Some(archive), Some(name)) = (recipe.base, &base) {
             // The store may have been lost since the base was built.
@@ -91,13 +93,21 @@ impl<'a> Builder<'a> {
         }
         args.push("--file");
         run(&args, &[containerfile, &context])?;
+        // By its id: by name, the archive would carry the local name too.
+        let id = fs::read_to_string(&id_file).context("buildah did not tell the image's id")?;
         let finished = scratch.path().join("image.tar");
         let target = format!("docker-archive:{}:{}", finished.display(), archive.reference);
-        run(&["push", &local, &target], &[])?;
+        run(&["push", id.trim(), &target], &[])?;
         fs::rename(&finished, &archive.path)
             .with_context(|| format!("cannot keep {}", archive.path.display()))?;
         if !recipe.is_base {
-            run(&["rmi", &local], &[])?;
+            return run(&["rmi", id.trim()], &[]);
+        }
+        // Older bases and half-done images; another version of the sources gets its base from the archive.
+        let listed =
+            exec::capture(&mut self.buildah(scratch.path(), &["images", "--quiet", "--no-trunc"], &[])?)?;
+        for other in listed.lines().filter(|other| *other != id.trim()) {
+            run(&["rmi", "--force", other], &[])?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::cargo::cargo;
 use crate::exec::{capture, command};
 use crate::progress::Progress;
 
@@ -19,34 +20,29 @@ pub(super) struct Programs {
 
 /// One call of cargo.
 struct Build {
-    program: &'static str,
+    /// What it makes, for the progress line.
+    what: &'static str,
     args: &'static [&'static str],
     /// The folder that the profile's results are in.
     folder: &'static str,
 }
 
-const OPERATOR: Build = Build {
-    program: "roadstead-operator",
-    args: &["--release", "--package", "roadstead-operator", "--bin", "roadstead-operator"],
-    folder: "release",
-};
-const SHIM: Build = Build {
-    program: "executor-shim",
-    args: &["--release", "--package", "executor-shim", "--bin", "executor-shim"],
+// One call for both, so that what they share is compiled once, with the features that either needs.
+const CLIENTS: Build = Build {
+    what: "roadstead-operator, executor-shim",
+    args: &[
+        "--release",
+        "--package=roadstead-operator",
+        "--bin=roadstead-operator",
+        "--package=executor-shim",
+        "--bin=executor-shim",
+    ],
     folder: "release",
 };
 // Without the default features it has no Kubernetes client in it.
 const AGENT: Build = Build {
-    program: "stage-agent",
-    args: &[
-        "--profile",
-        "agent",
-        "--package",
-        "executor-shim",
-        "--no-default-features",
-        "--bin",
-        "stage-agent",
-    ],
+    what: "stage-agent",
+    args: &["--profile=agent", "--package=executor-shim", "--no-default-features", "--bin=stage-agent"],
     folder: "agent",
 };
 
@@ -54,22 +50,27 @@ const AGENT: Build = Build {
 pub(super) fn build(progress: Progress, workspace: &Path) -> Result<Programs> {
     let target = host_target(&capture(&mut command("rustc", ["--version", "--verbose"]))?)?;
     let run = |build: &Build| -> Result<PathBuf> {
-        progress.say(format_args!("programs: {}", build.program));
-        let status = cargo(workspace, build, &target)
+        progress.say(format_args!("programs: {}", build.what));
+        let status = compile(workspace, build, &target)
             .status()
-            .with_context(|| format!("cannot start cargo for {}", build.program))?;
+            .with_context(|| format!("cannot start cargo for {}", build.what))?;
         if !status.success() {
-            bail!("cargo cannot build {} ({status})", build.program);
+            bail!("cargo cannot build {} ({status})", build.what);
         }
-        Ok(target_dir(workspace).join(&target).join(build.folder).join(build.program))
+        Ok(target_dir(workspace).join(&target).join(build.folder))
     };
-    Ok(Programs { agent: run(&AGENT)?, shim: run(&SHIM)?, operator: run(&OPERATOR)? })
+    let (agent, clients) = (run(&AGENT)?, run(&CLIENTS)?);
+    Ok(Programs {
+        agent: agent.join("stage-agent"),
+        shim: clients.join("executor-shim"),
+        operator: clients.join("roadstead-operator"),
+    })
 }
 
-fn cargo(workspace: &Path, build: &Build, target: &str) -> Command {
-    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = command(program, ["build", "--locked"]);
+fn compile(workspace: &Path, build: &Build, target: &str) -> Command {
+    let mut cargo = cargo();
     cargo
+        .args(["build", "--locked"])
         .args(build.args)
         // With a named target the flags concern the programs only, not the build scripts.
         .args(["--target", target])
@@ -96,12 +97,12 @@ mod tests {
 
     #[test]
     fn the_agent_is_built_without_the_client() {
-        let cargo = cargo(Path::new("/w"), &AGENT, "x86_64-unknown-linux-gnu");
+        let cargo = compile(Path::new("/w"), &AGENT, "x86_64-unknown-linux-gnu");
         let args: Vec<&str> = cargo.get_args().filter_map(|arg| arg.to_str()).collect();
         assert_eq!(
             args.join(" "),
-            "build --locked --profile agent --package executor-shim --no-default-features \
-             --bin stage-agent --target x86_64-unknown-linux-gnu"
+            "build --locked --profile=agent --package=executor-shim --no-default-features \
+             --bin=stage-agent --target x86_64-unknown-linux-gnu"
         );
     }
 

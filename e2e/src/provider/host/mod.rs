@@ -120,15 +120,17 @@ impl Host {
 
     fn describe(&self, tools: &Tools, slot: Slot) -> Cluster {
         let files = Files::of(&self.dir);
-        let old = Cluster::load(&self.dir.description()).ok();
+        // What an earlier `up` has put into this same cluster.
+        let (images, shim) =
+            Cluster::load(&self.dir.description()).map(|old| (old.images, old.shim)).unwrap_or_default();
         Cluster {
             provider: "host".to_owned(),
             kubeconfig: files.kubeconfig("admin"),
             node: NODE_NAME.to_owned(),
             host_address: slot.host(),
             bins: tools.bins().to_vec(),
-            images: old.map(|cluster| cluster.images).unwrap_or_default(),
-            shim: None,
+            images,
+            shim,
             host: Some(HostParts {
                 control: self.dir.control_socket(),
                 containerd: self.dir.containerd_socket(),

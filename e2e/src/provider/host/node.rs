@@ -76,26 +76,35 @@ fn import(cluster: &Cluster, archive: &Path) -> Result<()> {
     capture(&mut cluster.ctr(["images", "import", "--all-platforms", path])?).map(drop)
 }
 
-/// Takes away versions of the given images' repositories that are not among them. What still runs from one keeps
-/// running: a container holds its own snapshot.
+/// Takes away versions of the given images' repositories that are not among them, and images that have lost their
+/// name to a newer one. What still runs from one keeps running: a container holds its own snapshot.
 pub(super) fn remove_old_versions(cluster: &Cluster, images: &[Archive]) -> Result<()> {
-    let listed = capture(&mut cluster.ctr(["images", "list", "--quiet"])?)?;
-    for old in old_versions(listed.lines(), images) {
+    let listed = capture(&mut cluster.ctr(["images", "list"])?)?;
+    for old in old_versions(&listed, images) {
         succeeds(&mut cluster.ctr(["images", "remove", old])?);
     }
     Ok(())
 }
 
-fn old_versions<'a>(there: impl Iterator<Item = &'a str>, images: &[Archive]) -> Vec<&'a str> {
-    let repository = |name: &'a str| name.rsplit_once(':').map_or(name, |(repository, _)| repository);
-    there
-        .filter(|name| {
-            let same = |image: &&Archive| {
-                image.reference.rsplit_once(':').map(|(own, _)| own) == Some(repository(name))
-            };
-            images.iter().any(|image| same(&image)) && !images.iter().any(|image| image.reference == *name)
-        })
-        .collect()
+/// The entries to remove from `ctr images list` (columns: name, type, digest …). Beside each name there is an entry
+/// `sha256:…` for the same digest, which Kubernetes made.
+fn old_versions<'a>(listed: &'a str, images: &[Archive]) -> Vec<&'a str> {
+    let entries = listed.lines().skip(1).filter_map(|line| {
+        let mut columns = line.split_whitespace();
+        Some((columns.next()?, columns.nth(1)?))
+    });
+    let (unnamed, named): (Vec<_>, Vec<_>) = entries.partition(|(name, _)| name.starts_with("sha256:"));
+    let is_old = |name: &str| {
+        let same = |image: &Archive| repository(&image.reference) == repository(name);
+        images.iter().any(same) && !images.iter().any(|image| image.reference == name)
+    };
+    let (old, kept): (Vec<_>, Vec<_>) = named.into_iter().partition(|(name, _)| is_old(name));
+    let lost = unnamed.into_iter().filter(|(_, digest)| !kept.iter().any(|(_, own)| own == digest));
+    old.into_iter().chain(lost).map(|(name, _)| name).collect()
+}
+
+fn repository(name: &str) -> &str {
+    name.rsplit_once(':').map_or(name, |(repository, _)| repository)
 }
 
 #[cfg(test)]
@@ -103,16 +112,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_other_tags_of_the_same_repository_are_old() {
-        let image = |reference: &str| Archive {
+    fn other_tags_of_the_same_repository_and_nameless_images_are_old() {
+        let image = Archive {
             name: "agent".into(),
-            reference: reference.into(),
+            reference: "docker.io/roadstead/agent:2".into(),
             key: "k".into(),
             path: "/a".into(),
         };
-        let images = [image("docker.io/roadstead/agent:2")];
-        let there =
-            ["docker.io/roadstead/agent:1", "docker.io/roadstead/agent:2", "docker.io/roadstead/agent2:1"];
-        assert_eq!(old_versions(there.into_iter(), &images), ["docker.io/roadstead/agent:1"]);
+        let listed = "REF TYPE DIGEST SIZE PLATFORMS LABELS\n\
+                      docker.io/roadstead/agent:1 t sha256:a1 1 MiB linux/amd64 -\n\
+                      docker.io/roadstead/agent:2 t sha256:a2 1 MiB linux/amd64 -\n\
+                      docker.io/roadstead/agent2:1 t sha256:b1 1 MiB linux/amd64 -\n\
+                      sha256:c1 t sha256:a1 1 MiB linux/amd64 -\n\
+                      sha256:c2 t sha256:a2 1 MiB linux/amd64 -\n\
+                      sha256:c3 t sha256:b1 1 MiB linux/amd64 -\n";
+        assert_eq!(old_versions(listed, &[image]), ["docker.io/roadstead/agent:1", "sha256:c1"]);
     }
 }
