@@ -58,6 +58,12 @@ impl Hub {
                             client.say(Kind::Exit, &record);
                             continue;
                         }
+                        // More than is kept any more, and perhaps in the middle of a frame. Coming back, the
+                        // client is told.
+                        (None, _) if follow.sent < end || record.is_none() => {
+                            client.gone = true;
+                            return true;
+                        }
                         _ => Ok(None),
                     }
                 }

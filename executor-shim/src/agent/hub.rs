@@ -115,6 +115,7 @@ impl Hub {
 
     /// Does what follows from what has happened, until nothing does. The exit code, if that is the end.
     pub fn settle(&mut self, now: Moment) -> Option<u8> {
+        self.paused = self.paused.filter(|until| *until > now);
         if let Some(stage) = &mut self.stage {
             stage.tick(now);
         }
@@ -148,8 +149,8 @@ impl Hub {
     }
 
     /// Whether connections are taken at the moment.
-    pub fn is_listening(&self, now: Moment) -> bool {
-        self.paused.is_none_or(|until| until <= now)
+    pub fn is_listening(&self) -> bool {
+        self.paused.is_none()
     }
 
     /// Whether the pipes of the stage are to be read: not while too much waits for delivery.

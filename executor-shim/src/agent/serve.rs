@@ -75,11 +75,6 @@ fn set_up(options: ServeOptions) -> Result<Hub, SetUpError> {
         // Outside a PID namespace of its own orphans would go elsewhere.
         let _ = prctl::set_child_subreaper(true);
     }
-    if options.container == labels::HELPER_CONTAINER {
-        // The build container may run as another user than the one that checks out, and scripts write
-        // into the checkout. GitLab's own executor opens what its helper makes in the same way.
-        umask(Mode::empty());
-    }
     let bin = tools::link_runner(&options.run_dir, &tools::search_path()).unwrap_or_else(|error| {
         log::say(format_args!("cannot make the name gitlab-runner: {error}"));
         None
@@ -89,6 +84,11 @@ fn set_up(options: ServeOptions) -> Result<Hub, SetUpError> {
         .ok();
     let listener = listen(&options.run_dir)
         .map_err(|error| SetUpError::Listen(options.run_dir.display().to_string(), error))?;
+    if options.container == labels::HELPER_CONTAINER {
+        // The build container may run as another user than the one that checks out, and scripts write
+        // into the checkout. GitLab's own executor opens what its helper makes in the same way.
+        umask(Mode::empty());
+    }
     let me = Identity {
         pod_uid: std::env::var(POD_UID).unwrap_or_default(),
         boot_id: boot_id(),
@@ -182,7 +182,7 @@ fn wait(hub: &Hub, now: Moment) -> Vec<(Source, PollFlags)> {
     for (number, pipe) in hub.leftovers.iter().enumerate() {
         add(Source::Leftover(number), pipe.as_fd(), PollFlags::POLLIN);
     }
-    if hub.is_listening(now) {
+    if hub.is_listening() {
         add(Source::Listener, hub.listener.as_fd(), PollFlags::POLLIN);
     }
     for (id, client) in &hub.clients {

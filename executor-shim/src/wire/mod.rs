@@ -19,6 +19,9 @@
 //! A connection that ends before Exit has arrived is lost, never an end. The shim opens a new one
 //! with the same attempt and the position that it has reached, and the agent goes on from there.
 //!
+//! Where `build` has died with its agent, `helper` sends what that had stored: Open{collect} ▶, ◀ Hello,
+//! ◀ Stdout | Stderr …, ◀ Exit, Close ▶.
+//!
 //! Positions count bytes of the spool, which is the sequence of Stdout and Stderr frames of an
 //! attempt, headers included: whoever has received frames up to some byte can name that byte. The
 //! offsets inside the frames count bytes per stream, so that a gap or a repetition shows at once.

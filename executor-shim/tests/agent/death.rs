@@ -42,22 +42,27 @@ fn a_script_waits_for_its_reader_and_nothing_is_lost() {
     assert!(session.err() == numbers.join(" ") + "\n");
 }
 
-#[test]
-fn a_full_disk_is_never_a_success() {
+/// An agent with limits that a shell has set.
+fn limited(limits: &str) -> Agent {
     let dir = tempfile::tempdir().unwrap();
     for name in ["run", "spool", "build-spool"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
-    // No file may grow beyond 100 KiB, and the write says so.
     let child = Command::new("bash")
-        .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "bash", binary()])
+        .args(["-c", &format!("{limits}; exec \"$@\""), "bash", binary()])
         .args(Agent::serve(dir.path(), "build", &[]))
         .env("ROADSTEAD_POD_UID", POD)
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let agent = Agent { dir, child };
+    Agent { dir, child }
+}
+
+#[test]
+fn a_full_disk_is_never_a_success() {
+    // No file may grow beyond 100 KiB, and the write says so.
+    let agent = limited("trap '' XFSZ; ulimit -f 100");
     for script in ["head -c 500000 /dev/zero; sleep 1000", "trap '' PIPE; head -c 200000 /dev/zero; exit 0"] {
         let mut session = Session::new(script);
         let record = session.all(&mut agent.connect());
@@ -67,6 +72,18 @@ fn a_full_disk_is_never_a_success() {
         assert!(session.stdout.len() < 102_400, "what was stored has arrived: {}", session.stdout.len());
     }
     assert_eq!(Session::new("echo fine").all(&mut agent.connect()).code, Some(0));
+}
+
+#[test]
+fn an_agent_without_free_descriptors_waits_for_some() {
+    let agent = limited("ulimit -n 24");
+    let held: Vec<_> = (0..40).map(|_| agent.connect()).collect();
+    let before = agent.cpu();
+    std::thread::sleep(Duration::from_millis(500));
+    let after = agent.cpu();
+    assert!(after.0 - before.0 <= 2 && after.1 - before.1 <= 20, "it spins: {before:?} {after:?}");
+    drop(held);
+    assert_eq!(Session::new("exit 3").all(&mut agent.connect()).code, Some(3));
 }
 
 #[test]

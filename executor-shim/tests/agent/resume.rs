@@ -203,3 +203,26 @@ fn old_attempts_make_room() {
     sessions[2].finish(&mut connection);
     assert!(connection.is_silent(Duration::from_millis(10)));
 }
+
+#[test]
+fn who_reads_too_late_is_not_left_waiting() {
+    let agent = Agent::with("build", &["--spool-bytes", "2000000"], &[]);
+    let mut slow = Session::new("head -c 1900000 /dev/zero");
+    let mut connection = agent.connect();
+    slow.begin(&mut connection);
+    wait_for_record(&agent, &slow);
+    // Its socket is full and stays so; meanwhile the next stages need the room.
+    let mut next = Session::new("head -c 1900000 /dev/zero");
+    let mut other = agent.connect();
+    next.begin(&mut other);
+    wait_for_record(&agent, &next);
+    let mut frames = 0;
+    while let Some(heard) = connection.frame() {
+        frames += 1;
+        slow.take(&heard);
+    }
+    assert!(frames > 0 && slow.record.is_none() && slow.stdout.len() < 1_900_000);
+    let mut connection = agent.connect();
+    connection.open(Work::Run(slow.run.clone()));
+    assert_eq!(connection.frame().unwrap().refusal().reason, RefusalReason::Position);
+}
