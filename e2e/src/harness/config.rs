@@ -72,9 +72,12 @@ pub struct RunnerConfig {
     pub coordinator: Option<Coordinator>,
     /// The runner's token; jobs see its first characters.
     pub token: String,
+    /// How long the token lives from its first use on; a real runner gets itself a new one after three quarters of
+    /// that, the played one does not.
+    pub token_life: Option<Duration>,
     /// Name in the job log.
     pub name: String,
-    /// `CI_RUNNER_VERSION`.
+    /// `CI_RUNNER_VERSION`. Scripts call the helper as this version does, so it should be the helper's.
     pub version: String,
     /// `CI_RUNNER_REVISION`.
     pub revision: String,
@@ -141,6 +144,7 @@ impl RunnerConfig {
             url: "http://gitlab.invalid".to_owned(),
             coordinator: None,
             token: "glrt-harness01234".to_owned(),
+            token_life: None,
             name: "harness".to_owned(),
             version: "19.4.0".to_owned(),
             revision: "harness".to_owned(),
@@ -225,6 +229,19 @@ impl RunnerConfig {
         self
     }
 
+    /// Plays this version, such as `17.9.3`.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = version.into();
+        self
+    }
+
+    /// Whether the played version is this one or a later one.
+    pub(super) fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let mut numbers = self.version.split('.').map_while(|number| number.parse().ok());
+        (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(0)) >= (major, minor)
+    }
+
     /// `CI_RUNNER_SHORT_TOKEN`: nine characters of the token, without its prefix.
     pub fn short_token(&self) -> &str {
         let token = self.token.strip_prefix("glrt-").unwrap_or(&self.token);
@@ -245,6 +262,14 @@ mod tests {
         let driver = Driver::shim("/bin/shim").args(["--verbose"]);
         assert_eq!(driver.run, Program::new("/bin/shim", ["run", "--verbose"]));
         assert_eq!(driver.config, Some(Program::new("/bin/shim", ["config", "--verbose"])));
+    }
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        let config = |version: &str| RunnerConfig::new(Driver::shim("/x")).version(version);
+        for (version, new) in [("17.9.3", false), ("18.9.0", false), ("18.10.0", true), ("19.4.0", true)] {
+            assert_eq!(config(version).is_at_least(18, 10), new, "{version}");
+        }
     }
 
     #[test]

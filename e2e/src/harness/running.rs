@@ -166,6 +166,14 @@ impl RunningJob {
         }
     }
 
+    /// The configuration file of a real runner as it is now: it writes new tokens into it.
+    pub fn config_toml(&self) -> Option<String> {
+        match &self.0 {
+            Kind::Harness(_) => None,
+            Kind::Real(job) => job.config(),
+        }
+    }
+
     /// The job log so far.
     pub fn log(&self) -> Vec<u8> {
         match &self.0 {

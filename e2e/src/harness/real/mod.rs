@@ -9,7 +9,7 @@ mod settings;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -39,7 +39,7 @@ pub struct RealRunner {
     program: PathBuf,
     config: RunnerConfig,
     coordinator: Coordinator,
-    folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 impl RealRunner {
@@ -54,7 +54,7 @@ impl RealRunner {
             .prefix("roadstead-runner")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        Ok(Self { program: program.into(), config, coordinator, folder })
+        Ok(Self { program: program.into(), config, coordinator, folder: Arc::new(folder) })
     }
 
     /// Queues a job and starts a gitlab-runner that takes it.
@@ -104,6 +104,8 @@ impl RealRunner {
             child: Mutex::new(Some(child)),
             end: Mutex::new(None),
             log_file: folder.join("log"),
+            config_file: file,
+            _folder: Arc::clone(&self.folder),
         };
         Ok(RunningJob(Kind::Real(Box::new(job))))
     }
@@ -134,6 +136,9 @@ pub(super) struct RealJob {
     child: Mutex<Option<Child>>,
     end: Mutex<Option<End>>,
     log_file: PathBuf,
+    config_file: PathBuf,
+    /// Both files are in it.
+    _folder: Arc<TempDir>,
 }
 
 impl RealJob {
@@ -159,6 +164,10 @@ impl RealJob {
     pub(super) fn kill(&self) {
         self.set_end(End::Killed);
         self.signal(Signal::SIGKILL);
+    }
+
+    pub(super) fn config(&self) -> Option<String> {
+        std::fs::read_to_string(&self.config_file).ok()
     }
 
     fn set_end(&self, end: End) {

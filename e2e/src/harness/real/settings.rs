@@ -17,6 +17,12 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
     set("name", quoted(&config.name));
     set("url", quoted(url));
     set("token", quoted(token));
+    if let Some(life) = config.token_life {
+        let now = jiff::Timestamp::now();
+        set("token_obtained_at", now.to_string());
+        // A life that ends after the end of all timestamps ends now.
+        set("token_expires_at", now.checked_add(life).unwrap_or(now).to_string());
+    }
     set("executor", quoted("custom"));
     set("shell", quoted(&config.shell));
     set("builds_dir", quoted(&config.builds_dir));

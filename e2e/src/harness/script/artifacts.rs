@@ -66,13 +66,13 @@ impl Source<'_> {
             &self.job.token,
             "--id",
             &self.job.id.to_string(),
-            "--timeout",
-            "1h0m0s",
-            "--response-header-timeout",
-            "10m0s",
         ]
         .map(str::to_owned)
         .to_vec();
+        if self.config.is_at_least(18, 10) {
+            let limits = ["--timeout", "1h0m0s", "--response-header-timeout", "10m0s"];
+            words.extend(limits.map(str::to_owned));
+        }
         if self.variables.is_on("RUNNER_GENERATE_ARTIFACTS_METADATA") && artifact.format == "zip" {
             words.extend(self.metadata());
         }

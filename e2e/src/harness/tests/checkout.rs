@@ -9,14 +9,14 @@ use crate::coordinator::tests::request;
 use crate::coordinator::{Coordinator, CoordinatorConfig, Endpoint, JobSpec, ServedRepo};
 use crate::gitrepo::{Commit, GitRepo};
 
-struct Server {
-    coordinator: Coordinator,
+pub(super) struct Server {
+    pub(super) coordinator: Coordinator,
     repository: ServedRepo,
     commits: Vec<String>,
     _folder: tempfile::TempDir,
 }
 
-async fn server() -> Server {
+pub(super) async fn server() -> Server {
     let folder = tempfile::tempdir().unwrap();
     let coordinator =
         Coordinator::start(CoordinatorConfig::new("127.0.0.1:0".parse().unwrap())).await.unwrap();
@@ -35,11 +35,11 @@ async fn server() -> Server {
 }
 
 impl Server {
-    fn fake(&self) -> Fake {
+    pub(super) fn fake(&self) -> Fake {
         Fake::new().with(|config| *config = config.clone().coordinator(&self.coordinator))
     }
 
-    fn job(&self) -> JobSpec {
+    pub(super) fn job(&self) -> JobSpec {
         JobSpec::fresh().checkout(&self.repository)
     }
 }

@@ -3,6 +3,7 @@
 mod calls;
 mod checkout;
 mod exits;
+mod helper;
 mod real;
 mod scenarios;
 mod stages;

@@ -16,7 +16,7 @@ pub(super) async fn backends() -> (Fake, Vec<Backend>) {
 
 #[tokio::test]
 async fn a_job_succeeds() {
-    let (_fake, backends) = backends().await;
+    let (fake, backends) = backends().await;
     for backend in backends {
         let spec =
             JobSpec::fresh().script(["echo hello from $CI_JOB_ID"]).after_script(["echo $CI_JOB_STATUS"]);
@@ -28,6 +28,10 @@ async fn a_job_succeeds() {
         let (first, line) = (result.first_output().unwrap(), result.first_line().unwrap());
         assert!(first <= line && line < SOON, "{}: {first:?} {line:?}", backend.name());
         assert!(result.when("hello from").unwrap() >= first);
+        if backend.is_real() {
+            let job = fake.config.coordinator.as_ref().unwrap().job(spec.id).unwrap();
+            assert_eq!(job.checksum_ok, Some(true), "the whole log has arrived");
+        }
     }
 }
 
@@ -103,6 +107,27 @@ async fn killed_runners_leave_the_job_open() {
         }
         assert!(!fake.path("cleaned").exists(), "{}", backend.name());
     }
+}
+
+#[tokio::test]
+async fn tokens_rotate_while_a_job_runs() {
+    let (fake, _) = backends().await;
+    let fake = fake.with(|config| config.token_life = Some(Duration::from_secs(8)));
+    let backends = Backend::available(&fake.config).unwrap();
+    let Some(backend) = backends.into_iter().find(Backend::is_real) else {
+        eprintln!("there is no real gitlab-runner whose token could rotate");
+        return;
+    };
+    let coordinator = fake.config.coordinator.clone().unwrap();
+    coordinator.set_token_life(Duration::from_hours(1));
+    let spec = JobSpec::fresh().script(["echo begun; sleep 12; echo finished"]);
+    let job = backend.start(&spec).await.unwrap();
+    job.wait_log("\nfinished\n", SOON).await.unwrap();
+    let token =
+        coordinator.runner_tokens().into_iter().find(|token| token.starts_with("glrt-rotated")).unwrap();
+    let file = job.config_toml().unwrap();
+    assert!(file.contains(&token), "{file}");
+    job.finish(SOON).await.unwrap().assert_success();
 }
 
 /// Lets every call of the driver leave a file with its environment and one with its `JOB_RESPONSE_FILE`.

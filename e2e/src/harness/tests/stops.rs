@@ -98,10 +98,10 @@ async fn the_runner_s_sigterm_is_an_interruption() {
 
 #[tokio::test]
 async fn the_job_s_timeout_leaves_only_the_cleanup() {
-    let result = Fake::new().run(&slow().timeout(Duration::from_secs(2))).await;
-    assert!(matches!(&result.outcome, Outcome::TimedOut { message } if message.contains("longer than 2s")));
+    let result = Fake::new().run(&slow().timeout(Duration::from_secs(6))).await;
+    assert!(matches!(&result.outcome, Outcome::TimedOut { message } if message.contains("longer than 6s")));
     assert_eq!(result.stages()[4..], ["build_script", "cleanup"]);
-    assert!(result.duration() >= Duration::from_secs(2));
+    assert!(result.duration() >= Duration::from_secs(6));
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn timeouts_that_make_no_sense_are_ignored() {
 async fn preparing_has_a_timeout_of_its_own() {
     let fake = Fake::new()
         .hook("prepare", "trap 'exit 2' TERM; sleep 300 & wait")
-        .with(|config| config.prepare_timeout = Some(Duration::from_secs(1)));
+        .with(|config| config.prepare_timeout = Some(Duration::from_secs(4)));
     let result = fake.run(&slow()).await;
     assert!(matches!(&result.outcome, Outcome::TimedOut { message } if message.contains("prepare timeout")));
     assert_eq!(result.stages(), ["config", "prepare", "cleanup"]);
@@ -155,7 +155,7 @@ async fn preparing_has_a_timeout_of_its_own() {
 async fn fetching_has_a_timeout_of_its_own() {
     let fake = Fake::new()
         .hook("run", r#"if [ "$2" = get_sources ]; then trap 'exit 2' TERM; sleep 300 & wait; fi"#)
-        .with(|config| config.get_sources_timeout = Some(Duration::from_secs(1)));
+        .with(|config| config.get_sources_timeout = Some(Duration::from_secs(2)));
     let result = fake.run(&slow()).await;
     assert!(
         matches!(&result.outcome, Outcome::TimedOut { message } if message.contains("get_sources timeout"))
@@ -165,7 +165,7 @@ async fn fetching_has_a_timeout_of_its_own() {
 
 #[tokio::test]
 async fn a_call_s_own_timeout_is_tried_again_but_exit_0_counts() {
-    let limit = |fake: Fake| fake.with(|config| config.prepare_exec_timeout = Duration::from_millis(300));
+    let limit = |fake: Fake| fake.with(|config| config.prepare_exec_timeout = Duration::from_secs(2));
     let fake = limit(Fake::new().hook("prepare", "trap 'exit 2' TERM; sleep 300 & wait"));
     let result = fake.run(&JobSpec::fresh().script(["true"])).await;
     result.assert_system_failure();
