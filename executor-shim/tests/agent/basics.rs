@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use executor_shim::wire::frame::Kind;
+use executor_shim::wire::frame::{self, Kind};
 use executor_shim::wire::message::{Open, RefusalReason, Work};
 
-use super::client::{Connection, Session, run};
+use super::client::{Connection, Heard, Session, run};
 use super::world::{Agent, POD, lives, until};
 
 #[test]
@@ -187,6 +187,50 @@ fn a_relay_carries_a_whole_conversation() {
     let record = session.all(&mut connection);
     assert_eq!((record.code, session.stdout.len()), (Some(5), 3_000_000));
     assert!(connection.relay_status().success());
+}
+
+#[test]
+fn a_relay_also_writes_to_what_is_no_pipe() {
+    let agent = Agent::start();
+    let mut session = Session::new("seq 1 300000; exit 5");
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    assert_eq!(connection.frame().unwrap().kind, Kind::Started);
+    drop(connection);
+    until("the end", || agent.has_record(&session.run.attempt).then_some(()));
+    let mut words = Vec::new();
+    let open = Open {
+        protocol: executor_shim::wire::PROTOCOL,
+        pod_uid: POD.into(),
+        boot_id: None,
+        work: Work::Run(session.run.clone()),
+        orphan_ms: 1000,
+    };
+    frame::encode(&mut words, Kind::Open, 0, &serde_json::to_vec(&open).unwrap());
+    let (mut input, output) = (tempfile::tempfile().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    std::io::Write::write_all(&mut input, &words).unwrap();
+    std::io::Seek::rewind(&mut input).unwrap();
+    let status = std::process::Command::new(super::world::binary())
+        .args(["attach", "--any-server", "--run-dir", agent.run_dir().to_str().unwrap()])
+        .stdin(input)
+        .stdout(output.reopen().unwrap())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let bytes = std::fs::read(output.path()).unwrap();
+    let mut at = 0;
+    let mut more = true;
+    while let Some((heard, len)) = frame::decode(&bytes[at..]).unwrap() {
+        at += len;
+        if heard.kind != Kind::Hello {
+            assert!(more, "something follows the end");
+            let heard = Heard { kind: heard.kind, offset: heard.offset, payload: heard.payload.to_vec() };
+            more = session.take(&heard);
+        }
+    }
+    assert_eq!(at, bytes.len());
+    assert_eq!(session.record.as_ref().unwrap().code, Some(5));
+    assert!(session.out().ends_with("\n300000\n"));
 }
 
 #[test]

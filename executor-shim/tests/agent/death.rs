@@ -104,8 +104,7 @@ fn output_that_a_script_has_cut_is_never_a_success() {
     drop(connection);
     until("output", || (std::fs::metadata(&spool).unwrap().len() > 588_895).then_some(()));
     std::fs::write(format!("{}.go", spool.display()), "").unwrap();
-    let record = agent.spool_dir().join(format!("{}.json", session.run.attempt));
-    until("the end", || record.exists().then_some(()));
+    until("the end", || agent.has_record(&session.run.attempt).then_some(()));
     let mut connection = agent.connect();
     connection.open(Work::Run(session.run.clone()));
     assert_eq!(connection.frame().unwrap().refusal().reason, RefusalReason::Position);
@@ -186,8 +185,7 @@ fn the_helper_delivers_what_a_dead_build_container_has_written() {
 #[test]
 fn the_helper_delivers_the_end_that_a_dead_build_container_has_left() {
     let (helper, mut session) = dead_build("echo out; exit 3", |build, session| {
-        let record = build.spool_dir().join(format!("{}.json", session.run.attempt));
-        until("the record", || record.exists().then_some(()));
+        until("the record", || build.has_record(&session.run.attempt).then_some(()));
     });
     let mut connection = collect(&helper, &session);
     connection.hello();

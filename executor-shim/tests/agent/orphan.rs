@@ -117,11 +117,11 @@ fn a_failed_stage_earns_time() {
 }
 
 #[test]
-fn a_failed_stage_in_build_earns_time_for_the_pod() {
-    let build = Agent::with("build", &["--failed-orphan-ms", "700"], &[]);
+fn a_failed_stage_in_build_is_not_tried_again_and_earns_no_time() {
+    let build = Agent::with("build", &["--failed-orphan-ms", "100000"], &[]);
     let mut connection = build.connect();
     let mut session = Session::new("exit 1");
-    connection.open_with(Work::Run(session.run.clone()), |open| open.orphan_ms = 100);
+    connection.open_with(Work::Run(session.run.clone()), |open| open.orphan_ms = 300);
     connection.hello();
     session.upload(&mut connection, 0);
     session.finish(&mut connection);
@@ -131,5 +131,6 @@ fn a_failed_stage_in_build_earns_time_for_the_pod() {
     let flags = ["--orphan-ms", "50", "--build-spool-dir", spool.to_str().unwrap()];
     let mut helper = Agent::with("helper", &flags, &[]);
     assert_eq!(helper.wait().code(), Some(ORPHANED_EXIT_CODE));
-    assert!(start.elapsed() >= Duration::from_millis(690));
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_millis(290) && waited < Duration::from_secs(10), "{waited:?}");
 }

@@ -20,8 +20,7 @@ fn runs(mark: &std::path::Path) -> usize {
 }
 
 fn wait_for_record(agent: &Agent, session: &Session) {
-    let file = agent.spool_dir().join(format!("{}.json", session.run.attempt));
-    until("an exit record", || file.exists().then_some(()));
+    until("an exit record", || agent.has_record(&session.run.attempt).then_some(()));
 }
 
 #[test]

@@ -94,6 +94,11 @@ impl Agent {
         Connection::over(stream)
     }
 
+    /// Whether an attempt has ended.
+    pub fn has_record(&self, attempt: &str) -> bool {
+        self.spool_dir().join(format!("{attempt}.json")).exists()
+    }
+
     /// The exit status, once there is one.
     pub fn wait(&mut self) -> ExitStatus {
         until("the agent's end", || self.child.try_wait().unwrap())
