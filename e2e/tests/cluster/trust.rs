@@ -19,23 +19,23 @@ fn as_shim(bench: &Installation, args: &[&str]) -> Result<Output> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shims_account_can_do_what_it_needs_and_nothing_else() -> Result<()> {
     let bench = Installation::join().await?;
-    for (verb, resource, allowed) in [
-        ("create", "cijobs.roadstead.dev", true),
-        ("watch", "cijobs.roadstead.dev", true),
-        ("patch", "cijobs.roadstead.dev", true),
-        ("create", "secrets", true),
-        ("create", "pods/exec", true),
-        ("get", "secrets", false),
-        ("list", "secrets", false),
-        ("create", "pods", false),
-        ("delete", "pods", false),
-        ("get", "pods", false),
-        ("update", "cijobs.roadstead.dev/status", false),
-        ("create", "pods/attach", false),
-        ("create", "jobclasses.roadstead.dev", false),
+    for (verb, resource, subresource, allowed) in [
+        ("create", "cijobs.roadstead.dev", "", true),
+        ("watch", "cijobs.roadstead.dev", "", true),
+        ("patch", "cijobs.roadstead.dev", "", true),
+        ("create", "secrets", "", true),
+        ("create", "pods", "exec", true),
+        ("get", "secrets", "", false),
+        ("list", "secrets", "", false),
+        ("create", "pods", "", false),
+        ("delete", "pods", "", false),
+        ("get", "pods", "", false),
+        ("update", "cijobs.roadstead.dev", "status", false),
+        ("create", "pods", "attach", false),
+        ("create", "jobclasses.roadstead.dev", "", false),
     ] {
-        let answer = as_shim(&bench, &["auth", "can-i", verb, resource])?;
-        assert_eq!(answer.status.success(), allowed, "{verb} {resource}: {answer:?}");
+        let answer = as_shim(&bench, &["auth", "can-i", verb, resource, "--subresource", subresource])?;
+        assert_eq!(answer.status.success(), allowed, "{verb} {resource} {subresource}: {answer:?}");
     }
     Ok(())
 }
@@ -66,7 +66,8 @@ async fn exec_reaches_the_agent_of_job_pods_and_nothing_else() -> Result<()> {
         );
         // Admission comes before the upgrade to a stream, which this request does not ask for.
         let request = Request::get(url).body(vec![])?;
-        let error = client.request_text(request).await.err().context("an exec without an upgrade succeeded")?;
+        let error =
+            client.request_text(request).await.err().context("an exec without an upgrade succeeded")?;
         let kube::Error::Api(status) = error else { anyhow::bail!("not the API server's word: {error:?}") };
         let forbidden = status.code == 403 && status.message.contains("ValidatingAdmissionPolicy");
         assert_eq!(!forbidden, allowed, "{pod} {container} {command}: {status:?}");

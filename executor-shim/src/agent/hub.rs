@@ -183,7 +183,7 @@ impl Hub {
                     log::say(format_args!("the container is being ended"));
                     self.leaving = Some(Leaving { code, at: None });
                     if let Some(stage) = &mut self.stage {
-                        stage.stop(now, GRACE_MS);
+                        stage.leave(now, GRACE_MS);
                     }
                 }
                 Wish::End(_) | Wish::Nothing => {}
@@ -340,7 +340,9 @@ impl Hub {
         let dir = &self.options.spool_dir;
         // It is kept in memory anyway.
         let _ = spool::leave_record(dir, &record);
-        self.orphan.stage_ended(record.code == Some(0));
+        // gitlab-runner has attempts for checkout, caches and artifacts only, and none for what it stopped.
+        let helper = self.options.container == labels::HELPER_CONTAINER;
+        self.orphan.stage_ended(helper && !record.stopped && record.code != Some(0));
         for ended in self.book.end(record, spool) {
             spool::remove_record(dir, &ended.record.attempt);
             ended.spool.into_iter().for_each(Spool::remove);

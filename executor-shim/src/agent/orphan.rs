@@ -50,9 +50,9 @@ impl OrphanClock {
         self.failed = false;
     }
 
-    /// A stage has ended. After a failed one gitlab-runner may wait for minutes before it tries again.
-    pub fn stage_ended(&mut self, succeeded: bool) {
-        self.failed = !succeeded;
+    /// A stage has ended. Before gitlab-runner tries one again it may wait for minutes.
+    pub fn stage_ended(&mut self, may_be_tried_again: bool) {
+        self.failed = may_be_tried_again;
     }
 
     /// Whether clients are there at all. Only a change counts.
@@ -136,14 +136,14 @@ mod tests {
     #[test]
     fn a_failed_stage_earns_time_until_the_next_client() {
         let mut clock = OrphanClock::new(Moment(0), 120, 330);
-        clock.stage_ended(false);
+        clock.stage_ended(true);
         assert_eq!(clock.deadline(), Some(Moment(330)));
         clock.opened(120);
         assert_eq!(clock.deadline(), Some(Moment(120)));
         clock.opened(9000);
-        clock.stage_ended(false);
-        assert_eq!(clock.deadline(), Some(Moment(9000)), "more than the least stays as it is");
         clock.stage_ended(true);
+        assert_eq!(clock.deadline(), Some(Moment(9000)), "more than the least stays as it is");
+        clock.stage_ended(false);
         clock.opened(120);
         assert_eq!(clock.deadline(), Some(Moment(120)));
     }

@@ -44,6 +44,7 @@ pub(super) struct Stage {
     life: Lifecycle,
     end: Option<(End, Moment)>,
     fault: Option<String>,
+    leaving: bool,
 }
 
 /// How the shell has ended.
@@ -96,6 +97,7 @@ impl Stage {
             life: Lifecycle::new(),
             end: None,
             fault: None,
+            leaving: false,
         })
     }
 
@@ -138,6 +140,13 @@ impl Stage {
     pub fn stop(&mut self, now: Moment, grace_ms: u64) {
         let act = self.life.stop(now, grace_ms);
         self.act(act);
+    }
+
+    /// The container is being ended from outside. A script that makes it to its end in the grace has
+    /// succeeded; any other end is not the script's own.
+    pub fn leave(&mut self, now: Moment, grace_ms: u64) {
+        self.leaving = true;
+        self.stop(now, grace_ms);
     }
 
     /// The script must end at once.
@@ -211,6 +220,9 @@ impl Stage {
         let (end, ended) = self.end.unwrap_or((End::Unknown, self.started));
         let (code, signal, error) = match (self.fault, end) {
             (Some(fault), _) => (None, None, Some(fault)),
+            (None, End::Status(status)) if self.leaving && !status.success() => {
+                (None, None, Some("the container was ended from outside while the script ran".to_owned()))
+            }
             (None, End::Status(status)) => (status.code(), status.signal(), None),
             (None, End::Unknown) => (None, None, Some("the shell's exit status was lost".to_owned())),
         };

@@ -24,8 +24,8 @@ const WORTH_A_LINE: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// How long the operator may take to say why a container is dead.
-const EXPLANATION: Duration = Duration::from_secs(60);
+/// How long the operator may take to say why a script could not come to its end.
+const EXPLANATION: Duration = Duration::from_secs(15);
 
 /// How often a connection may bring damaged output in a row: once may be the network's fault.
 const MOST_DAMAGE: u32 = 3;
@@ -164,7 +164,7 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
     /// Whether a connection has led to a verdict; otherwise why another one is needed.
     async fn judge(&mut self, connection: Connection) -> Result<Verdict, String> {
         let (reason, may_be_dead) = match connection {
-            Connection::Ended(End::Exited(record)) => return Ok(Verdict::Exited(record)),
+            Connection::Ended(End::Exited(record)) => return Ok(self.explained(record).await),
             Connection::Ended(End::Refused(refusal)) | Connection::Ungreeted(End::Refused(refusal)) => {
                 // The script did not arrive whole: it was not started, so it can be sent again.
                 let again = refusal.reason == RefusalReason::Script && self.stopping.cause().is_none();
@@ -195,15 +195,19 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
             Connection::Ungreeted(End::Exited(_)) => ("the agent did not greet".to_owned(), false),
         };
         if may_be_dead && let Some(record) = self.collect().await {
-            return Ok(if record.error.is_none() {
-                // It had come to an end, and its record was left.
-                Verdict::Exited(record)
-            } else {
-                let explained = tokio::time::timeout(EXPLANATION, self.oversight.ended()).await;
-                explained.map_or(Verdict::Died(record), Verdict::JobEnded)
-            });
+            return Ok(self.explained(record).await);
         }
         Err(reason)
+    }
+
+    /// The verdict on a record. Where the script did not come to an end of its own, the operator knows
+    /// better why: the pod was deleted, evicted, out of memory.
+    async fn explained(&mut self, record: ExitRecord) -> Verdict {
+        if record.error.is_none() || self.stopping.cause().is_some() {
+            return Verdict::Exited(record);
+        }
+        let explained = tokio::time::timeout(EXPLANATION, self.oversight.ended()).await;
+        explained.map_or(Verdict::Died(record), Verdict::JobEnded)
     }
 
     fn too_much_damage(&mut self) -> bool {
