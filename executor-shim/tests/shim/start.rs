@@ -197,7 +197,7 @@ async fn prepare_tells_what_the_job_waits_for_and_why_it_fails() {
     server.set_status(&status);
     status["pod"]["uid"] = json!("pod-uid");
     status["pod"]["node"] = json!("node-1");
-    status["reason"] = json!("Starting");
+    status["reason"] = json!("ImagePullFailed");
     status["message"] = json!("pulling image with hunter2hunter2");
     server.set_status(&status);
     // No container is there, so eight tries and no more.

@@ -111,7 +111,7 @@ impl<'a, C: Connector> Link<'a, C> {
                     let lost = session.hold().await;
                     self.losses += 1;
                     if self.losses <= MOST_LOSSES {
-                        self.restart(Occasion::Neighbour);
+                        self.restart(Occasion::Loss);
                     } else {
                         self.state = State::Idle;
                     }

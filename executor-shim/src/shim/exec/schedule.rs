@@ -6,12 +6,15 @@
 
 use std::time::Duration;
 
-/// Waits in milliseconds from the moment when the pod has a node. A container of a pod whose
-/// images are there answers a little over half a second after it.
-const FROM_NODE: [u64; 8] = [300, 80, 80, 120, 160, 240, 400, 800];
+/// Waits in milliseconds from the moment when the pod has a node. The first container of a pod
+/// whose images are there can be reached about half a second after it. A try takes some 50 ms itself.
+const FIRST_FROM_NODE: [u64; 8] = [300, 80, 80, 120, 160, 240, 400, 800];
 
-/// Waits in milliseconds from the moment when another container of the pod has answered.
-const FROM_NEIGHBOUR: [u64; 8] = [0, 60, 80, 100, 140, 200, 400, 800];
+/// The same for a container that the kubelet starts after that one.
+const SECOND_FROM_NODE: [u64; 8] = [450, 80, 80, 120, 160, 240, 400, 800];
+
+/// Waits in milliseconds from the moment when a connection was lost.
+const FROM_LOSS: [u64; 8] = [0, 100, 200, 400, 800, 1_600, 3_200, 6_400];
 
 /// Waits in milliseconds from the moment when the status says that the containers run, so that only
 /// the way there can be at fault.
@@ -20,10 +23,12 @@ const FROM_RUNNING: [u64; 8] = [0, 100, 200, 400, 800, 1_600, 3_200, 6_400];
 /// What a series of tries starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// The pod has been given a node.
-    Node,
-    /// Another container of the pod has answered.
-    Neighbour,
+    /// The pod has been given a node, and its first container is waited for.
+    FirstOfNode,
+    /// The pod has been given a node, and a later container is waited for.
+    SecondOfNode,
+    /// The container had answered, and the connection was lost.
+    Loss,
     /// The status says that the containers run.
     Running,
 }
@@ -39,8 +44,9 @@ impl Schedule {
     /// A new series, and the wait before its first try.
     pub fn new(occasion: Occasion) -> (Self, Duration) {
         let waits = match occasion {
-            Occasion::Node => &FROM_NODE,
-            Occasion::Neighbour => &FROM_NEIGHBOUR,
+            Occasion::FirstOfNode => &FIRST_FROM_NODE,
+            Occasion::SecondOfNode => &SECOND_FROM_NODE,
+            Occasion::Loss => &FROM_LOSS,
             Occasion::Running => &FROM_RUNNING,
         };
         let mut schedule = Self { waits: waits.iter(), running: occasion == Occasion::Running };
@@ -73,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_series_has_eight_tries_with_growing_waits() {
-        for occasion in [Occasion::Node, Occasion::Neighbour, Occasion::Running] {
+        for occasion in [Occasion::FirstOfNode, Occasion::SecondOfNode, Occasion::Loss, Occasion::Running] {
             let waits = waits(occasion);
             assert_eq!(waits.len(), 8, "{occasion:?}");
             assert!(waits[1..].is_sorted(), "{occasion:?}");
@@ -82,18 +88,20 @@ mod tests {
 
     #[test]
     fn a_container_that_starts_as_usual_is_reached_soon_after() {
-        let mut at = 0;
-        for wait in waits(Occasion::Node) {
-            // Within the first second a try is never further away than this.
-            assert!(at == 0 || at >= 900 || wait <= 240, "{at} + {wait}");
-            at += wait;
+        for occasion in [Occasion::FirstOfNode, Occasion::SecondOfNode] {
+            let mut at = 0;
+            for wait in waits(occasion) {
+                // Within the first second a try is never further away than this.
+                assert!(at == 0 || at >= 900 || wait <= 240, "{occasion:?} {at} + {wait}");
+                at += wait;
+            }
         }
     }
 
     #[test]
     fn running_containers_start_a_new_series_once() {
-        assert!(Schedule::new(Occasion::Node).0.running());
-        assert!(Schedule::new(Occasion::Neighbour).0.running());
+        assert!(Schedule::new(Occasion::FirstOfNode).0.running());
+        assert!(Schedule::new(Occasion::Loss).0.running());
         assert!(!Schedule::new(Occasion::Running).0.running());
     }
 }

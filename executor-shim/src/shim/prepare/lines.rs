@@ -45,7 +45,7 @@ impl Lines {
         let telling = match status.phase {
             Some(Phase::Queued) => true,
             Some(Phase::Admitted | Phase::Starting) => {
-                !matches!(status.reason, Some(Reason::Scheduling) | None)
+                !matches!(status.reason, Some(Reason::Scheduling | Reason::Starting) | None)
             }
             _ => false,
         };
@@ -138,11 +138,14 @@ mod tests {
         assert_eq!(say(&full), [""; 0]);
         let pod =
             PodStatus { name: "cij-1-1".into(), attempt: 1, uid: Some("u".into()), node: Some("n1".into()) };
-        let pulling = CiJobStatus {
+        let starting =
+            CiJobStatus { pod: Some(pod.clone()), ..status(Phase::Starting, Reason::Starting, "as usual") };
+        assert_eq!(say(&starting), ["Pod cij-1-1 runs on node n1"]);
+        let failing = CiJobStatus {
             pod: Some(pod.clone()),
-            ..status(Phase::Starting, Reason::Starting, "pulling alpine")
+            ..status(Phase::Starting, Reason::ImagePullFailed, "cannot be pulled yet")
         };
-        assert_eq!(say(&pulling), ["pulling alpine", "Pod cij-1-1 runs on node n1"]);
+        assert_eq!(say(&failing), ["cannot be pulled yet"]);
         let running = CiJobStatus { pod: Some(pod), ..status(Phase::Running, Reason::Running, "running") };
         assert_eq!(say(&running), [""; 0]);
     }

@@ -164,21 +164,25 @@ impl Start<'_> {
         }
     }
 
-    /// Reaches the helper's agent and then the build container's, and keeps the connection to the
-    /// first while the second starts: a pod with a client is no orphan.
+    /// Reaches both agents, and keeps the connection to the one while the other starts: a pod with
+    /// a client is no orphan.
     async fn reach<C: Connector>(
         &mut self,
         connector: &C,
         target: &Target,
         deadline: Instant,
     ) -> Result<Reached, Failure> {
-        let open = self.open(target);
-        let occasion = if self.is_running() { Occasion::Running } else { Occasion::Node };
-        let mut helper = Link::new(connector, Container::Helper, open.clone(), occasion);
-        let mut build: Option<Link<'_, C>> = None;
-        let mut greeted = None;
+        let running = self.is_running();
+        let link = |container, from_node| {
+            let occasion = if running { Occasion::Running } else { from_node };
+            Link::new(connector, container, self.open(target), occasion)
+        };
+        // The kubelet starts them in this order.
+        let mut helper = link(Container::Helper, Occasion::FirstOfNode);
+        let mut build = link(Container::Build, Occasion::SecondOfNode);
+        let (mut helper_hello, mut build_hello) = (None, None);
         loop {
-            let event = tokio::select! {
+            let (container, event) = tokio::select! {
                 biased;
                 seen = self.watch.next() => {
                     self.take(seen).await?;
@@ -187,35 +191,30 @@ impl Start<'_> {
                     }
                     let running = self.is_running();
                     helper.status_changed(running);
-                    if let Some(build) = &mut build {
-                        build.status_changed(running);
-                    }
+                    build.status_changed(running);
                     continue;
                 }
                 event = helper.next() => (Container::Helper, event),
-                event = next(&mut build) => (Container::Build, event),
+                event = build.next() => (Container::Build, event),
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(self.late("the job's pod did not become ready in time"));
                 }
             };
             match event {
-                (Container::Helper, LinkEvent::Up(hello)) => {
-                    self.note(Container::Helper, helper.tries());
-                    greeted = Some(hello);
-                    let occasion = if self.is_running() { Occasion::Running } else { Occasion::Neighbour };
-                    build.get_or_insert_with(|| {
-                        Link::new(connector, Container::Build, open.clone(), occasion)
-                    });
+                LinkEvent::Up(hello) => {
+                    let (slot, tries) = match container {
+                        Container::Helper => (&mut helper_hello, helper.tries()),
+                        Container::Build => (&mut build_hello, build.tries()),
+                    };
+                    *slot = Some(hello);
+                    self.note(container, tries);
                 }
-                (Container::Build, LinkEvent::Up(hello)) => {
-                    self.note(Container::Build, build.as_ref().map_or(0, Link::tries));
-                    if let Some(helper) = greeted {
-                        return Ok(Reached::Both(Box::new(helper), Box::new(hello)));
-                    }
-                }
-                (_, LinkEvent::Down(reason)) => self.trouble = Some(reason),
-                (_, LinkEvent::Denied(reason)) => return Err(Failure::system(reason)),
-                (container, LinkEvent::Refused(refusal)) => return Err(refused(container, &refusal)),
+                LinkEvent::Down(reason) => self.trouble = Some(reason),
+                LinkEvent::Denied(reason) => return Err(Failure::system(reason)),
+                LinkEvent::Refused(refusal) => return Err(refused(container, &refusal)),
+            }
+            if let (Some(helper), Some(build)) = (&helper_hello, &build_hello) {
+                return Ok(Reached::Both(Box::new(helper.clone()), Box::new(build.clone())));
             }
         }
     }
@@ -248,14 +247,6 @@ impl Start<'_> {
             self.log.line(&line).await;
         }
         Ok(())
-    }
-}
-
-/// What happens next to a link that may not be there yet.
-async fn next<C: Connector>(link: &mut Option<Link<'_, C>>) -> LinkEvent {
-    match link {
-        Some(link) => link.next().await,
-        None => std::future::pending().await,
     }
 }
 
