@@ -103,7 +103,7 @@ struct Context {
     shared: Shared,
     sources: Sources,
     writer: Writer,
-    backoffs: Backoffs,
+    backoffs: Arc<Backoffs>,
 }
 
 impl Controller {
@@ -129,6 +129,7 @@ impl Controller {
         let Self { shared, namespace, jobs, jobs_writer, pods, pods_writer, class_changes } = self;
         let Shared { client, metrics, random, .. } = shared.clone();
         let memory = Arc::new(Memory::default());
+        let backoffs = Arc::new(Backoffs::new(random));
         let api = Api::namespaced(client.clone(), &namespace);
         let context = Arc::new(Context {
             sources: Sources {
@@ -144,7 +145,7 @@ impl Controller {
                 journal: Arc::clone(&shared.journal),
                 clock: Timestamp::now,
             },
-            backoffs: Backoffs::new(random),
+            backoffs: Arc::clone(&backoffs),
             shared,
         });
 
@@ -152,7 +153,8 @@ impl Controller {
             watch::objects(Api::namespaced(client, &namespace), "cijobs", metrics.clone(), random);
         let pod_events = watch::pods(api, metrics, random);
         let triggers = stream::select_all([
-            by_job(watch::cached(jobs_writer, job_events), jobs.clone(), Arc::clone(&context)).boxed(),
+            by_job(watch::cached(jobs_writer, job_events), jobs.clone(), Arc::clone(&memory), backoffs)
+                .boxed(),
             by_pod(watch::cached(pods_writer, pod_events), jobs.clone(), memory).boxed(),
             by_class(class_changes, jobs.clone()).boxed(),
         ]);
@@ -191,22 +193,23 @@ fn all(jobs: &Store<CiJob>) -> impl Stream<Item = ObjectRef<CiJob>> + use<> {
 fn by_job(
     events: impl Stream<Item = Event<CiJob>> + Send + 'static,
     jobs: Store<CiJob>,
-    context: Arc<Context>,
+    memory: Arc<Memory>,
+    backoffs: Arc<Backoffs>,
 ) -> impl Stream<Item = ObjectRef<CiJob>> + Send {
     events.flat_map(move |event| -> Triggers {
         match event {
             Event::Apply(job) => stream::iter([ObjectRef::from_obj(&job)]).boxed(),
             Event::Delete(job) => {
                 let uid = job.metadata.uid.as_deref().unwrap_or_default();
-                context.sources.memory.forget(uid);
-                context.backoffs.reset(uid);
+                memory.forget(uid);
+                backoffs.reset(uid);
                 stream::empty().boxed()
             }
             Event::Init | Event::InitApply(_) => stream::empty().boxed(),
             Event::InitDone => {
                 let known = jobs.state();
                 let exists = |uid: &str| known.iter().any(|job| job.metadata.uid.as_deref() == Some(uid));
-                context.sources.memory.retain(exists);
+                memory.retain(exists);
                 all(&jobs).boxed()
             }
         }
@@ -320,3 +323,6 @@ fn on_error(job: Arc<CiJob>, error: &ReconcileError, context: Arc<Context>) -> A
     let wait = context.backoffs.failed(job.metadata.uid.as_deref().unwrap_or_default());
     Action::requeue(error.retry().map_or(wait, |least| least.max(wait)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,134 @@ async fn current(sources: &Sources, job: &CiJob, pods: &mut Vec<Arc<Pod>>) -> Re
         None => Current::Absent,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{self, at};
+    use crate::job::plan::plan;
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use kube::runtime::{reflector, watcher};
+    use roadstead_crds::CiJobStatus;
+    use serde_json::json;
+    use tower_test::mock;
+
+    const POD: &str = "cij-4711-0123456789-3f2a91bc-1";
+
+    /// What the API server answers to the one question that is asked.
+    #[derive(Clone, Copy)]
+    enum Asked {
+        Never,
+        Found,
+        Missing,
+        Broken,
+    }
+
+    /// The job after its admission, with this phase.
+    fn admitted(phase: Phase) -> CiJob {
+        let mut job = fixture::job();
+        let observed = Observed {
+            identity: Identity::of(&job).unwrap(),
+            job: Arc::new(job.clone()),
+            class: Some(Arc::new(fixture::class())),
+            pods: vec![],
+            current: Current::Unknown,
+        };
+        let status = plan(&observed, &fixture::images(), at(20)).status;
+        job.status = Some(CiJobStatus { phase: Some(phase), ..status });
+        job
+    }
+
+    async fn look(
+        job: CiJob,
+        cached: &[Pod],
+        memory: Memory,
+        asked: Asked,
+    ) -> Result<Observed, ObserveError> {
+        let (service, handle) = mock::pair::<Request<Body>, Response<Body>>();
+        let server = tokio::spawn(async move {
+            let mut handle = std::pin::pin!(handle);
+            let (code, body) = match asked {
+                Asked::Never => (0, json!({})),
+                Asked::Found => (200, serde_json::to_value(fixture::pod(POD, "pod-uid-1", at(100))).unwrap()),
+                Asked::Missing => {
+                    (404, json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no"}))
+                }
+                Asked::Broken => {
+                    (500, json!({"kind": "Status", "code": 500, "reason": "InternalError", "message": "no"}))
+                }
+            };
+            if code != 0 {
+                let (request, respond) = handle.next_request().await.expect("a question");
+                assert_eq!(request.uri().path(), format!("/api/v1/namespaces/ci-jobs/pods/{POD}"));
+                let body = Body::from(serde_json::to_vec(&body).unwrap());
+                respond.send_response(Response::builder().status(code).body(body).unwrap());
+            }
+            assert!(handle.next_request().await.is_none(), "one question too many");
+        });
+        let (pods, mut writer) = reflector::store();
+        for pod in cached {
+            writer.apply_watcher_event(&watcher::Event::Apply(pod.clone()));
+        }
+        let (classes, mut classes_writer) = reflector::store();
+        classes_writer.apply_watcher_event(&watcher::Event::Apply(fixture::class()));
+        let api = Api::namespaced(Client::new(service, fixture::NAMESPACE), fixture::NAMESPACE);
+        let sources = Sources { pods, classes, api, memory: Arc::new(memory) };
+        let identity = Identity::of(&job).unwrap();
+        let observed = observe(&sources, identity, Arc::new(job)).await;
+        drop(sources);
+        server.await.unwrap();
+        observed
+    }
+
+    #[tokio::test]
+    async fn a_new_job_costs_no_question() {
+        let observed = look(fixture::job(), &[], Memory::default(), Asked::Never).await.unwrap();
+        assert!(matches!(observed.current, Current::Unknown));
+        assert!(observed.class.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_pod_in_the_cache_or_just_created_costs_no_question() {
+        let pod = fixture::pod(POD, "pod-uid-1", at(100));
+        let other = {
+            let mut pod = fixture::pod("another", "pod-uid-2", at(100));
+            pod.metadata.labels =
+                Some([(roadstead_crds::labels::CIJOB.to_owned(), "cij-1".to_owned())].into());
+            pod
+        };
+        let cached = [pod.clone(), other];
+        let observed =
+            look(admitted(Phase::Starting), &cached, Memory::default(), Asked::Never).await.unwrap();
+        assert!(matches!(observed.current, Current::Present { watched: true, .. }));
+        assert_eq!(observed.pods.len(), 1, "the other job's pod is the other job's");
+
+        let memory = Memory::default();
+        memory.created(fixture::JOB_UID, Arc::new(pod), Instant::now());
+        let observed = look(admitted(Phase::Starting), &[], memory, Asked::Never).await.unwrap();
+        assert!(matches!(observed.current, Current::Present { watched: true, .. }));
+        assert_eq!(observed.pods.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_no_cache_has_is_asked_for() {
+        let observed = look(admitted(Phase::Running), &[], Memory::default(), Asked::Missing).await.unwrap();
+        assert!(matches!(observed.current, Current::Absent));
+        let observed = look(admitted(Phase::Running), &[], Memory::default(), Asked::Found).await.unwrap();
+        assert!(matches!(observed.current, Current::Present { watched: false, .. }));
+        assert_eq!(observed.pods.len(), 1);
+        let error = look(admitted(Phase::Running), &[], Memory::default(), Asked::Broken).await.unwrap_err();
+        assert_eq!(error.reason(), "read_pod");
+    }
+
+    #[tokio::test]
+    async fn nobody_asks_for_the_pod_of_a_job_that_is_over() {
+        look(admitted(Phase::Succeeded), &[], Memory::default(), Asked::Never).await.unwrap();
+        let mut deleted = admitted(Phase::Running);
+        deleted.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        look(deleted, &[], Memory::default(), Asked::Never).await.unwrap();
+    }
+}

@@ -205,3 +205,74 @@ pub fn since(status: &CiJobStatus, kind: &str) -> Option<Timestamp> {
 fn find<'a>(status: &'a CiJobStatus, kind: &str) -> Option<&'a Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{self, at};
+    use crate::policy::start::Trouble;
+
+    fn seen(trouble: &str) -> Inspection {
+        Inspection {
+            node: Some("n".to_owned()),
+            created: None,
+            running: false,
+            unschedulable: None,
+            disrupted: None,
+            trouble: Some(Trouble {
+                reason: Reason::ImagePullFailed,
+                message: trouble.to_owned(),
+                definite: false,
+            }),
+            end: None,
+        }
+    }
+
+    fn after(job: &mut CiJob, now: i64, seen: &Inspection) {
+        let mut draft = Draft::of(job, at(now));
+        draft.progress(seen);
+        job.status = Some(draft.status);
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_turns() {
+        let mut job = fixture::job();
+        after(&mut job, 1_000, &seen("connection refused"));
+        let first = job.status.clone().unwrap();
+        assert_eq!(since(&first, condition::STARTED), Some(at(1_000)));
+
+        // Seen again, later, after the spec changed: nothing to write.
+        job.metadata.generation = Some(2);
+        after(&mut job, 2_000, &seen("connection refused"));
+        assert_eq!(job.status.as_ref(), Some(&first));
+
+        after(&mut job, 3_000, &seen("i/o timeout"));
+        let other = job.status.clone().unwrap();
+        assert_ne!(other, first);
+        assert_eq!(since(&other, condition::STARTED), Some(at(1_000)), "it is still False");
+
+        after(&mut job, 4_000, &Inspection { running: true, trouble: None, ..seen("") });
+        let status = job.status.unwrap();
+        assert!(is_true(&status, condition::STARTED));
+        assert_eq!(since(&status, condition::STARTED), Some(at(4_000)));
+    }
+
+    #[test]
+    fn a_running_job_stays_running_whatever_its_containers_show() {
+        let mut job = fixture::job();
+        after(&mut job, 1_000, &Inspection { running: true, trouble: None, ..seen("") });
+        let status = job.status.clone();
+        after(&mut job, 2_000, &seen("the kubelet lost its memory"));
+        assert_eq!(job.status, status);
+    }
+
+    #[test]
+    fn trouble_that_passed_leaves_no_trace() {
+        let mut job = fixture::job();
+        after(&mut job, 1_000, &seen("connection refused"));
+        after(&mut job, 2_000, &Inspection { trouble: None, ..seen("") });
+        let status = job.status.unwrap();
+        assert_eq!(since(&status, condition::STARTED), None);
+        assert_eq!((status.phase, status.reason), (Some(Phase::Starting), Some(Reason::Starting)));
+    }
+}
