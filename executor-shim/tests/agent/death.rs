@@ -158,9 +158,10 @@ fn collect(helper: &Agent, session: &Session) -> super::client::Connection {
 
 #[test]
 fn the_helper_delivers_what_a_dead_build_container_has_written() {
-    let (helper, mut session) = dead_build("seq 1 100000; echo $$ >&2; exec sleep 30", |build, session| {
+    let script = "echo $$ >&2; sleep 0.05; seq 1 100000; exec sleep 30";
+    let (helper, mut session) = dead_build(script, |build, session| {
         let spool = build.spool_dir().join(format!("{}.spool", session.run.attempt));
-        until("output", || (std::fs::metadata(&spool).unwrap().len() > 588_895 + 25).then_some(()));
+        until("output", || std::fs::read(&spool).unwrap().ends_with(b"\n100000\n").then_some(()));
     });
     let mut connection = collect(&helper, &session);
     assert!(connection.hello().known);

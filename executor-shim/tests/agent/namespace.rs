@@ -13,6 +13,7 @@ use super::client::{Connection, Session};
 use super::world::{Agent, POD, binary, until};
 
 /// Whether this machine lets the tests make namespaces. Where not, they say so and pass.
+#[allow(clippy::print_stderr)]
 fn possible() -> bool {
     let tried = Command::new("unshare").args(["--pid", "--mount", "--fork", "--mount-proc", "true"]).output();
     let possible = tried.as_ref().is_ok_and(|output| output.status.success());
@@ -161,7 +162,18 @@ fn who_is_outside_ends_it_in_order() {
     session.read_until(&mut connection, "ready");
     kill(Pid::from_raw(container.init), Signal::SIGTERM).unwrap();
     let record = session.finish(&mut connection);
-    assert_eq!((record.code, record.stopped, session.out().as_str()), (Some(1), true, "ready\nbye\n"));
+    assert_eq!((record.code, record.stopped, session.out().as_str()), (None, true, "ready\nbye\n"));
+    assert!(record.error.unwrap().contains("ended from outside"), "its end is not its own");
+    assert_eq!(container.exit_code(), Some(143));
+
+    let mut container = Container::start();
+    let mut session = Session::new("trap 'echo done; exit 0' TERM; echo ready; sleep 1000 & wait");
+    let mut connection = container.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    kill(Pid::from_raw(container.init), Signal::SIGTERM).unwrap();
+    let record = session.finish(&mut connection);
+    assert_eq!((record.code, record.error, session.out().as_str()), (Some(0), None, "ready\ndone\n"));
     assert_eq!(container.exit_code(), Some(143));
 
     let mut container = Container::start();

@@ -56,8 +56,8 @@ fn twenty_mebibytes_survive_any_number_of_disconnects() {
 
 #[test]
 fn bytes_are_bytes() {
-    let all: String = (0..=255).map(|byte| format!("\\{byte:03o}")).collect();
-    let (session, _) = run(&format!("printf '{all}'; printf '{all}' >&2"));
+    let script = "for i in {0..255}; do printf -v byte '\\\\x%02x' $i; all+=$byte; done; printf \"$all\"; printf \"$all\" >&2";
+    let (session, _) = run(script);
     let expected: Vec<u8> = (0..=255).collect();
     assert_eq!((&session.stdout, &session.stderr), (&expected, &expected));
 }
