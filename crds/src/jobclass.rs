@@ -300,10 +300,11 @@ pub struct PodSettings {
     pub container_security_context: Option<SecurityContext>,
 
     /// Anything else: a partial PodTemplateSpec (`metadata.labels`, `metadata.annotations`,
-    /// `spec`) laid over the pod last. Objects merge by key; lists whose items have a `name`
-    /// (containers, volumes, env) merge by name; every other value replaces what was there. The
-    /// names and labels by which Roadstead finds its pods cannot be changed, and
-    /// `shareProcessNamespace` and `hostPID` are refused.
+    /// `spec`) laid over the pod last. Objects merge by key, and `null` removes; lists whose items
+    /// have a `name` (containers, volumes, env) merge by name, `volumeMounts` by `mountPath`; every
+    /// other value replaces what was there. A field that pods do not have is refused, and so are
+    /// `shareProcessNamespace` and `hostPID`. Roadstead's labels, the commands and private mounts
+    /// of its containers, `restartPolicy` and `activeDeadlineSeconds` cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::any_object")]
     pub overlay: Option<serde_json::Map<String, serde_json::Value>>,
