@@ -95,6 +95,7 @@ pub fn meaning(error: &kube::Error) -> Meaning {
             409 => Meaning::Conflict,
             410 => Meaning::Expired,
             408 | 429 | 500..=599 | 0 => Meaning::Trouble,
+            _ if is_starting(&status.message) => Meaning::Trouble,
             _ => Meaning::Rejected,
         },
         kube::Error::SerdeError(_)
@@ -103,6 +104,12 @@ pub fn meaning(error: &kube::Error) -> Meaning {
         | kube::Error::Auth(_) => Meaning::Rejected,
         _ => Meaning::Trouble,
     }
+}
+
+/// Whether an API server says no because it has just started: its admission does not know the
+/// policies yet.
+pub fn is_starting(message: &str) -> bool {
+    message.contains("not yet ready to handle request")
 }
 
 /// A failed request in a sentence. `what` says what was tried, as in "create the CiJob x/y".
@@ -252,6 +259,8 @@ mod tests {
         ] {
             assert_eq!(meaning(&api(code, "")), expected, "{code}");
         }
+        let starting = api(403, "cijobs \"cij-1\" is forbidden: not yet ready to handle request");
+        assert_eq!(meaning(&starting), Meaning::Trouble);
         let broken = kube::Error::ReadEvents(std::io::Error::other("reset"));
         assert_eq!(meaning(&broken), Meaning::Trouble);
     }

@@ -24,6 +24,10 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// How long the API server may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How often in a row it may not be allowed to look, once it was. An API server that has just
+/// started may not know who may do what.
+const MOST_DENIALS: u32 = 8;
+
 /// Waits before a watch that failed is opened again.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -100,11 +104,13 @@ enum Round {
 impl Watcher {
     async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut denials = 0;
         loop {
             let started = tokio::time::Instant::now();
             let round = self.round().await;
             if started.elapsed() > LONGEST_WAIT {
                 backoff.reset();
+                denials = 0;
             }
             match round {
                 Round::Finished => return,
@@ -113,7 +119,9 @@ impl Watcher {
                 Round::Failed(error) => {
                     let text = cluster::sentence(&format!("watch the CiJob {}", self.name), &error);
                     tracing::info!(error = %text, "the watch of the CiJob failed");
-                    let trouble = cluster::meaning(&error) == Meaning::Trouble;
+                    let denied = cluster::meaning(&error) != Meaning::Trouble;
+                    denials += u32::from(denied);
+                    let trouble = !denied || (self.uid.is_some() && denials < MOST_DENIALS);
                     let seen = if trouble { Seen::Blind(text) } else { Seen::Denied(text) };
                     if self.sender.send(seen).await.is_err() || !trouble {
                         return;

@@ -245,6 +245,20 @@ async fn what_is_not_allowed_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_allowed_may_be_so_again() {
+    let denied = || Try::Fail(ConnectError::Denied("no".into()));
+    let agent = short_script();
+    let script =
+        Script::new([Try::agent(&agent, 300), denied(), denied(), Try::agent(&agent, whole())], denied);
+    assert!(matches!(supervised(&script).await.verdict, Verdict::Exited(_)));
+
+    let start = Instant::now();
+    let script = Script::new([Try::agent(&short_script(), 300)], denied);
+    assert_eq!(supervised(&script).await.verdict, Verdict::Denied("no".into()));
+    assert!(start.elapsed() < Duration::from_secs(70), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_dead_container_has_left_is_collected() {
     use Container::{Build, Helper};
     // Its script had ended.

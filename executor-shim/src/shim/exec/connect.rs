@@ -89,6 +89,7 @@ fn classify(error: &kube::Error) -> ConnectError {
 fn by_status(status: &Status) -> ConnectError {
     let message = status.message.trim().to_owned();
     match status.code {
+        403 if cluster::is_starting(&message) => ConnectError::Trouble(message),
         401 => {
             ConnectError::Denied(format!("the API server does not accept the shim's credentials: {message}"))
         }
@@ -132,6 +133,11 @@ mod tests {
             ),
             (500, "etcdserver: leader changed", ConnectError::Trouble("etcdserver: leader changed".into())),
             (429, "too many requests", ConnectError::Trouble("too many requests".into())),
+            (
+                403,
+                "forbidden: not yet ready to handle request",
+                ConnectError::Trouble("forbidden: not yet ready to handle request".into()),
+            ),
         ] {
             assert_eq!(by_status(&Status::failure(message, "").with_code(code)), error, "{code} {message}");
         }

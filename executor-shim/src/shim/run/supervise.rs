@@ -30,6 +30,10 @@ const EXPLANATION: Duration = Duration::from_secs(15);
 /// How often a connection may bring damaged output in a row: once may be the network's fault.
 const MOST_DAMAGE: u32 = 3;
 
+/// How long a script that was reached may be out of reach because it is not allowed any more. An
+/// API server that has just started may not know who may do what.
+const DENIED_FOR: Duration = Duration::from_secs(60);
+
 /// Connections that are tried to tell the agent that the script shall end.
 const MOST_GOODBYES: u32 = 2;
 
@@ -186,7 +190,13 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
                 }
                 (lost.to_string(), false)
             }
-            Connection::Failed(ConnectError::Denied(reason)) => return Ok(Verdict::Denied(reason)),
+            Connection::Failed(ConnectError::Denied(reason)) => {
+                let since = self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.since.elapsed());
+                if !self.connected || since > DENIED_FOR {
+                    return Ok(Verdict::Denied(reason));
+                }
+                (reason, false)
+            }
             Connection::Failed(error) => {
                 let may_be_dead = matches!(error, ConnectError::NotReady(_));
                 (error.to_string(), may_be_dead)
