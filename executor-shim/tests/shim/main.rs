@@ -15,3 +15,4 @@ mod stages;
 mod start;
 mod stopping;
 mod supervise;
+mod upload;
