@@ -62,14 +62,9 @@ pub async fn run(progress: Progress) -> Result<()> {
     let finished =
         |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
     let cijob = installation.wait_cijob(name, "finished", DEADLINE, finished).await?;
-    let namespace = ["--namespace", JOB_NAMESPACE];
-    for (verb, rest) in [("get", "--output=wide"), ("describe", "--show-events=true")] {
+    for verb in ["get", "describe"] {
         output(format_args!("\n$ kubectl {verb} cij {name}\n"));
-        let mut kubectl = installation.cluster.kubectl([verb, "cij", name]);
-        kubectl.args(namespace);
-        if verb == "describe" {
-            kubectl.arg(rest);
-        }
+        let mut kubectl = installation.cluster.kubectl([verb, "cij", name, "--namespace", JOB_NAMESPACE]);
         output(format_args!("{}\n", capture(&mut kubectl)?.trim_end()));
     }
     output(format_args!("\n{}", breakdown(&cijob, &result)));

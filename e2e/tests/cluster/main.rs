@@ -6,6 +6,7 @@ mod images;
 mod lifecycle;
 mod output;
 mod path;
+mod requests;
 mod secrets;
 mod trust;
 

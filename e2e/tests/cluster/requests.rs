@@ -1,0 +1,67 @@
+//! What a job costs the API server, counted in its audit log.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use roadstead_e2e::coordinator::JobSpec;
+use roadstead_e2e::installation::Installation;
+use serde_json::Value;
+
+use crate::{DEADLINE, SOON};
+
+/// Most requests of shim and operator for a job without a checkout, those included that carry no
+/// name in their path (the creations of the CiJob and the pod, the Events).
+const MOST: usize = 30;
+
+/// By how much the status writes of two equal jobs may differ. A request every three seconds would
+/// make thirteen of it.
+const COALESCED: usize = 2;
+
+/// Requests that name the job's CiJob or pod in their path, by account, verb and resource.
+fn requests_for(bench: &Installation, cijob: &str) -> Result<BTreeMap<String, usize>> {
+    let log = fs::read_to_string(&bench.cluster.host_parts()?.audit_log).context("no audit log")?;
+    let mut counts = BTreeMap::new();
+    for line in log.lines().filter(|line| line.contains(cijob)) {
+        let event: Value = serde_json::from_str(line).context("an audit event is not JSON")?;
+        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let ours = text("/user/username").starts_with("system:serviceaccount:roadstead-system:");
+        // One event per request: a stream's start is told apart from its end.
+        let begun = matches!(text("/stage"), "ResponseStarted" | "ResponseComplete");
+        let stream = matches!(text("/verb"), "watch") || text("/objectRef/subresource") == "exec";
+        if ours
+            && begun
+            && (!stream || text("/stage") == "ResponseComplete")
+            && text("/requestURI").contains(cijob)
+        {
+            let account = text("/user/username").rsplit(':').next().unwrap_or_default();
+            let what = [account, text("/verb"), text("/objectRef/resource"), text("/objectRef/subresource")];
+            *counts.entry(what.join(" ").trim_end().to_owned()).or_default() += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// Law: nothing is polled, so a longer job costs no more requests than a short one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_requests_of_a_job_do_not_grow_with_its_duration() -> Result<()> {
+    let bench = Installation::join().await?;
+    let harness = bench.harness()?;
+    let mut totals = Vec::new();
+    for seconds in [0, 40] {
+        let spec = JobSpec::fresh().image(bench.image("busybox")?).script([format!("sleep {seconds}")]);
+        harness.run(&spec, DEADLINE).await?.assert_success();
+        bench.wait_no_pods(spec.id, SOON).await?;
+        let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
+        let counts = requests_for(&bench, &name)?;
+        // Tries to reach an agent that is not there yet depend on the machine's load, not on the job.
+        let settled: usize =
+            counts.iter().filter(|(what, _)| !what.contains("exec")).map(|(_, count)| count).sum();
+        assert!(counts.keys().any(|what| what.contains("exec")), "{counts:?}");
+        assert!(counts.values().sum::<usize>() <= MOST, "{counts:#?}");
+        totals.push((settled, counts));
+    }
+    // Two changes that fall together are one status write less.
+    assert!(totals[1].0 <= totals[0].0 + COALESCED, "{totals:#?}");
+    Ok(())
+}
