@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::shim::cli::Options;
+use crate::shim::proxy::ProxyEnv;
 use crate::shim::random;
 
 /// How long the API server may take to accept a connection.
@@ -18,6 +19,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the API server may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Port of an API server whose URL names none.
+const HTTPS_PORT: u16 = 443;
 
 /// First and longest wait before a request is repeated.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -58,6 +62,13 @@ impl Cluster {
             None => Config::infer().await.map_err(|error| chain(&error)),
         };
         let mut config = config.map_err(ClusterError::Config)?;
+        config.proxy_url = config.proxy_url.and_then(|proxy| {
+            let (host, port) = (config.cluster_url.host().unwrap_or_default(), config.cluster_url.port_u16());
+            // kube's own reading of NO_PROXY compares it with the proxy instead of the cluster.
+            let excepted =
+                ProxyEnv::of_this_process().excepts(&proxy.to_string(), host, port.unwrap_or(HTTPS_PORT));
+            (!excepted).then_some(proxy)
+        });
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Whether and how long to repeat a request depends on what it is for.
         config.default_retry = false;

@@ -17,6 +17,7 @@ pub mod job_response;
 pub mod joblog;
 pub mod outcome;
 pub mod prepare;
+pub mod proxy;
 pub mod random;
 pub mod redact;
 pub mod request;

@@ -296,3 +296,15 @@ async fn services_are_refused_before_anything_is_asked_for() {
     assert_eq!(called.stderr, "services are not supported yet\n");
     assert_eq!(server.world().requests.len(), 0);
 }
+
+#[tokio::test]
+async fn a_proxy_that_is_not_meant_for_the_cluster_is_not_used() {
+    let server = ApiServer::start().await;
+    server.operator(|job| Some(admitted(job)));
+    let mut attempt = Attempt::new(&server);
+    attempt.env = vec![
+        ("HTTPS_PROXY".into(), "http://127.0.0.1:1".into()),
+        ("NO_PROXY".into(), "localhost,127.0.0.0/8".into()),
+    ];
+    attempt.call(&["config"]).await.assert(0);
+}

@@ -216,8 +216,11 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
         if record.error.is_none() || self.stopping.cause().is_some() {
             return Verdict::Exited(record);
         }
-        let explained = tokio::time::timeout(EXPLANATION, self.oversight.ended()).await;
-        explained.map_or(Verdict::Died(record), Verdict::JobEnded)
+        tokio::select! {
+            end = self.oversight.ended() => Verdict::JobEnded(end),
+            () = tokio::time::sleep(EXPLANATION) => Verdict::Died(record),
+            _ = self.stopping.next(false) => Verdict::Exited(record),
+        }
     }
 
     fn too_much_damage(&mut self) -> bool {
