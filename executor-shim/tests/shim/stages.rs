@@ -78,7 +78,7 @@ async fn prepare_says_what_there_is() {
     assert_eq!(lines[0], format!("Job jobs/{}, class default", job["metadata"]["name"].as_str().unwrap()));
     assert_eq!(
         lines[1],
-        format!("Pod {} runs on node node-1", job["status"]["pod"]["name"].as_str().unwrap())
+        format!("Pod {} starts on node node-1", job["status"]["pod"]["name"].as_str().unwrap())
     );
     assert!(lines[2].starts_with("Ready after "), "{lines:?}");
     assert!(lines[3].starts_with("Image alpine:3.20, user "), "{lines:?}");

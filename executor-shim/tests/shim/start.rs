@@ -211,7 +211,7 @@ async fn prepare_tells_what_the_job_waits_for_and_why_it_fails() {
         format!("Job jobs/{name}, class default"),
         "Waiting for a node: 0/1 nodes are available: 1 Insufficient cpu".to_owned(),
         "pulling image with [MASKED]".to_owned(),
-        format!("Pod {pod} runs on node node-1"),
+        format!("Pod {pod} starts on node node-1"),
         "the image alpine:3.20 does not exist".to_owned(),
     ];
     assert_eq!(called.stderr.lines().collect::<Vec<_>>(), expected);

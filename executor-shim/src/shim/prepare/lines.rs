@@ -34,7 +34,7 @@ impl Lines {
         if let Some((name, node)) = pod.and_then(|pod| Some((&pod.name, pod.node.as_ref()?)))
             && self.node.as_ref() != Some(node)
         {
-            lines.push(format!("Pod {name} runs on node {node}"));
+            lines.push(format!("Pod {name} starts on node {node}"));
             self.node = Some(node.clone());
         }
         lines
@@ -140,7 +140,7 @@ mod tests {
             PodStatus { name: "cij-1-1".into(), attempt: 1, uid: Some("u".into()), node: Some("n1".into()) };
         let starting =
             CiJobStatus { pod: Some(pod.clone()), ..status(Phase::Starting, Reason::Starting, "as usual") };
-        assert_eq!(say(&starting), ["Pod cij-1-1 runs on node n1"]);
+        assert_eq!(say(&starting), ["Pod cij-1-1 starts on node n1"]);
         let failing = CiJobStatus {
             pod: Some(pod.clone()),
             ..status(Phase::Starting, Reason::ImagePullFailed, "cannot be pulled yet")
