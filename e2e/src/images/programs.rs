@@ -1,6 +1,7 @@
 //! The product's programs, built by cargo and linked statically, so that they run in any image.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,6 +47,9 @@ const AGENT: Build = Build {
     folder: "agent",
 };
 
+/// Most bytes that the agent may have.
+const AGENT_LIMIT: u64 = 2 << 20;
+
 /// Builds all of them; cargo skips what is fresh. Its messages go to the terminal as they are.
 pub(super) fn build(progress: Progress, workspace: &Path) -> Result<Programs> {
     let target = host_target(&capture(&mut command("rustc", ["--version", "--verbose"]))?)?;
@@ -59,12 +63,15 @@ pub(super) fn build(progress: Progress, workspace: &Path) -> Result<Programs> {
         }
         Ok(target_dir(workspace).join(&target).join(build.folder))
     };
-    let (agent, clients) = (run(&AGENT)?, run(&CLIENTS)?);
-    Ok(Programs {
-        agent: agent.join("stage-agent"),
-        shim: clients.join("executor-shim"),
-        operator: clients.join("roadstead-operator"),
-    })
+    let agent = run(&AGENT)?.join("stage-agent");
+    let size = fs::metadata(&agent).with_context(|| format!("cannot read {}", agent.display()))?.len();
+    if size > AGENT_LIMIT {
+        bail!(
+            "the stage-agent has {size} bytes; every job's pod copies it, so more than {AGENT_LIMIT} are too many"
+        );
+    }
+    let clients = run(&CLIENTS)?;
+    Ok(Programs { agent, shim: clients.join("executor-shim"), operator: clients.join("roadstead-operator") })
 }
 
 fn compile(workspace: &Path, build: &Build, target: &str) -> Command {
