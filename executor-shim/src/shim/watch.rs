@@ -126,6 +126,8 @@ impl Watcher {
                     if self.sender.send(seen).await.is_err() || !trouble {
                         return;
                     }
+                    // What comes next is told even if it is nothing new: it can be seen again.
+                    self.version = None;
                 }
             }
             tokio::time::sleep(backoff.next_wait()).await;

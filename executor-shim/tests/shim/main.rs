@@ -9,6 +9,7 @@ mod calls;
 mod cli;
 mod conversation;
 mod fixture;
+mod link;
 mod peer;
 mod pod;
 mod stages;

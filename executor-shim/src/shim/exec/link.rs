@@ -73,11 +73,6 @@ impl<'a, C: Connector> Link<'a, C> {
         self.tries
     }
 
-    /// Whether the agent is reached now.
-    pub fn is_up(&self) -> bool {
-        matches!(self.state, State::Up(_))
-    }
-
     /// The CiJob's status has changed.
     pub fn status_changed(&mut self, running: bool) {
         match self.state {

@@ -14,11 +14,11 @@ const FIRST_FROM_NODE: [u64; 8] = [300, 80, 80, 120, 160, 240, 400, 800];
 const SECOND_FROM_NODE: [u64; 8] = [450, 80, 80, 120, 160, 240, 400, 800];
 
 /// Waits in milliseconds from the moment when a connection was lost.
-const FROM_LOSS: [u64; 8] = [0, 100, 200, 400, 800, 1_600, 3_200, 6_400];
+const FROM_LOSS: [u64; 8] = [0, 200, 500, 1_000, 2_000, 4_000, 8_000, 16_000];
 
 /// Waits in milliseconds from the moment when the status says that the containers run, so that only
 /// the way there can be at fault.
-const FROM_RUNNING: [u64; 8] = [0, 100, 200, 400, 800, 1_600, 3_200, 6_400];
+const FROM_RUNNING: [u64; 8] = FROM_LOSS;
 
 /// What a series of tries starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
