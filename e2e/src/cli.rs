@@ -228,9 +228,8 @@ impl Bench {
             let _lock = Lock::wait(&self.progress, "cluster", &dir.file("up.lock"))?;
             Host::new(self.state.clone(), dir).stop(&self.progress, true)?;
         }
-        let root = self.state.root();
-        fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
-        self.progress.say(format_args!("removed {}", root.display()));
+        self.state.remove()?;
+        self.progress.say(format_args!("removed {}", self.state.root().display()));
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -42,6 +43,25 @@ impl State {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Removes all of it. A folder that holds something else too, because somebody pointed the variable at it, stays.
+    ///
+    /// # Errors
+    /// When a part of it cannot be removed.
+    pub fn remove(&self) -> Result<()> {
+        for part in ["clusters", "cache"] {
+            let part = self.root.join(part);
+            if part.exists() {
+                fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+            }
+        }
+        match fs::remove_dir(&self.root) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                Err(error).with_context(|| format!("cannot remove {}", self.root.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A folder of the cache that all clones share; made when missing.
@@ -206,6 +226,20 @@ mod tests {
         assert_eq!(with(&[("XDG_STATE_HOME", "/x"), ("HOME", "/h")]).unwrap(), Path::new("/x/roadstead-e2e"));
         assert_eq!(with(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/state/roadstead-e2e"));
         assert!(with(&[]).unwrap_err().to_string().contains(STATE_ENV));
+    }
+
+    #[test]
+    fn removal_spares_what_is_not_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let state = State::at(home.path().join("state"));
+        state.cache("tools").unwrap();
+        fs::write(state.root().join("letter"), "dear").unwrap();
+        state.remove().unwrap();
+        assert!(!state.root().join("cache").exists());
+        assert!(state.root().join("letter").exists());
+        fs::remove_file(state.root().join("letter")).unwrap();
+        state.remove().unwrap();
+        assert!(!state.root().exists());
     }
 
     #[test]
