@@ -68,7 +68,7 @@ mod tests {
     fn the_own_directory_goes_first() {
         assert_eq!(made(&[("PATH", "/a:/b")], Some("/run/bin"), false), ["PATH=/run/bin:/a:/b"]);
         let default = format!("PATH=/run/bin:{}", tools::DEFAULT_PATH);
-        assert_eq!(made(&[], Some("/run/bin"), false), [default.clone()]);
+        assert_eq!(made(&[], Some("/run/bin"), false), std::slice::from_ref(&default));
         assert_eq!(made(&[("PATH", "")], Some("/run/bin"), false), [default]);
     }
 

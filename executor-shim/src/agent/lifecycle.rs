@@ -209,7 +209,7 @@ mod tests {
                 prop_assert!(act.is_none() || ended.is_none_or(|at| at == now && !over), "signals a reaped shell");
                 prop_assert!(!over || life.is_over(), "an end is final");
                 prop_assert!(!life.is_over() || ended.is_some(), "an end without an end of the shell");
-                prop_assert!(life.deadline().is_none_or(|at| at > now) || matches!(event, Event::Stop(0) | Event::Kill | Event::Ended | Event::Closed | Event::Stop(_)));
+                prop_assert!(life.deadline().is_none_or(|at| at > now) || matches!(event, Event::Stop(_) | Event::Kill | Event::Ended | Event::Closed));
             }
             prop_assert!(terms <= 1);
             prop_assert!(kills <= 2);

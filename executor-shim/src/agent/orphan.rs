@@ -108,6 +108,10 @@ mod tests {
 
     use super::*;
 
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the clock is told what the other container left, if anything"
+    )]
     fn idle(since: u64, orphan_ms: u64) -> Option<Presence> {
         Some(Presence::Idle { since: Moment(since), orphan_ms })
     }

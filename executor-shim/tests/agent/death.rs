@@ -22,9 +22,11 @@ fn a_script_waits_for_its_reader_and_nothing_is_lost() {
     let len = || std::fs::metadata(&spool).unwrap().len();
     until("a full spool", || (len() >= LIMIT).then_some(()));
     // Once full it stays as it is: the agent sleeps, and so does the script.
-    let before = (len(), agent.cpu());
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!((len(), agent.cpu()), before);
+    let before = until("a pause", || {
+        let before = (len(), agent.cpu());
+        std::thread::sleep(Duration::from_millis(300));
+        ((len(), agent.cpu()) == before).then_some(before)
+    });
     assert!(before.0 < LIMIT + 2 * (64 * 1024 + HEADER_LEN as u64), "{} bytes", before.0);
 
     // A reader that acknowledges nothing gets what is there.
