@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, anyhow};
 
 use crate::cluster::{Cluster, Component};
 use crate::exec::{capture, quote, succeeds};
@@ -22,25 +22,52 @@ const NODE_DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
 
 pub(super) fn wait_ready(progress: &Progress, dir: &ClusterDir, cluster: &Cluster) -> Result<()> {
-    let blame = |component: Component| quote(&dir.log(component.name()));
+    let blame =
+        |error: Error, component: Component| anyhow!("{error:#}\n{}", explain(dir, cluster, component));
     wait::until("API server", API_DEADLINE, POLL, || {
         capture(&mut cluster.kubectl(["get", "--raw=/readyz"])).map(Some)
     })
-    .with_context(|| blame(Component::Apiserver))?;
+    .map_err(|error| blame(error, Component::Apiserver))?;
     progress.say("kube-apiserver: ready");
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
     wait::until("node", NODE_DEADLINE, POLL, || {
         let status = capture(&mut cluster.kubectl(["get", "node", &cluster.node, "-o", ready]))?;
         Ok((status == "True").then_some(()))
     })
-    .with_context(|| blame(Component::Kubelet))?;
+    .map_err(|error| blame(error, Component::Kubelet))?;
     progress.say("kubelet: node Ready");
     // Without its account, a namespace refuses pods.
     wait::until("service account of the namespace default", NODE_DEADLINE, POLL, || {
         capture(&mut cluster.kubectl(["get", "serviceaccount", "default", "-o", "name"])).map(Some)
     })
-    .with_context(|| blame(Component::ControllerManager))?;
+    .map_err(|error| blame(error, Component::ControllerManager))?;
     Ok(())
+}
+
+/// Names the component that is at fault: the first one that does not run or had to be started again, or else the one
+/// that was waited for. Its log says why; if it never came to write one, the supervisor's does.
+fn explain(dir: &ClusterDir, cluster: &Cluster, awaited: Component) -> String {
+    let status = match cluster.status() {
+        Ok(status) => status,
+        Err(error) => return format!("{error:#}; {}", quote(&dir.log("supervisor"))),
+    };
+    let name = unsteady(&status).unwrap_or(awaited.name());
+    let log = dir.log(name);
+    let empty = fs::metadata(&log).map_or(true, |meta| meta.len() == 0);
+    let log = if empty { dir.log("supervisor") } else { log };
+    format!("{status}\n{name}: {}", quote(&log))
+}
+
+/// The first component in a status text that is not simply running since its first start.
+fn unsteady(status: &str) -> Option<&str> {
+    status.lines().find_map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words.as_slice() {
+            [_, "running", _, "1"] => None,
+            [name, ..] => Some(*name),
+            [] => None,
+        }
+    })
 }
 
 /// Which version of which image was imported: the image's name and its key.
@@ -110,6 +137,14 @@ fn repository(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_restless_component_is_blamed() {
+        let status = "etcd running 6 1\ncontainerd running 7 3\nkube-apiserver waiting - 0";
+        assert_eq!(unsteady(status), Some("containerd"));
+        assert_eq!(unsteady("etcd running 6 1\nkube-apiserver waiting - 0"), Some("kube-apiserver"));
+        assert_eq!(unsteady("etcd running 6 1"), None);
+    }
 
     #[test]
     fn other_tags_of_the_same_repository_and_nameless_images_are_old() {
