@@ -91,11 +91,13 @@ impl<S> Book<S> {
     }
 
     /// Lets go of the oldest outputs until what is left takes `limit` bytes at most. Nobody comes for
-    /// them once the next stage has begun, but for a shim that was cut off for long.
+    /// them once the next stage has begun, but for a shim that was cut off for long. The newest stays
+    /// whatever it takes: its reader may just be slow.
     pub fn shrink(&mut self, limit: u64, size: impl Fn(&S) -> u64) -> Vec<S> {
         let mut total: u64 = self.ended.iter().filter_map(|ended| ended.spool.as_ref()).map(&size).sum();
         let mut gone = Vec::new();
-        for ended in &mut self.ended {
+        let older = self.ended.len().saturating_sub(1);
+        for ended in self.ended.iter_mut().take(older) {
             if total <= limit {
                 break;
             }

@@ -15,7 +15,7 @@ use super::conversation::{self, Identity, refusal};
 use super::log;
 use super::orphan::{OrphanClock, Presence, Verdict};
 use super::peer::{self, Rule, Stranger};
-use super::pipes::{Pipe, Taken};
+use super::pipes::Pipe;
 use super::presence::{self, Alive};
 use super::process;
 use super::reap;
@@ -280,7 +280,8 @@ impl Hub {
     /// or killed by it.
     pub fn on_leftover(&mut self, pipe: usize) {
         if let Some(pipe) = self.leftovers.get_mut(pipe) {
-            while matches!(pipe.take(&mut self.buffer[..]), Taken::Data(len) if len == self.buffer.len()) {}
+            // Once: a writer that keeps up must not keep the loop from everything else.
+            pipe.take(&mut self.buffer[..]);
         }
     }
 

@@ -28,7 +28,9 @@ pub(super) fn reap(mut stage: Option<&mut Stage>, now: Moment, buffer: &mut Fram
                 }
                 let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
             }
-            Ok(None) | Err(_) => break,
+            // Nothing has ended; what ends from now on brings a signal of its own.
+            Ok(None) => return,
+            Err(_) => break,
         }
     }
     if let Some(stage) = &mut stage {

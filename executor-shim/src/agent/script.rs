@@ -158,7 +158,8 @@ impl Slot {
     pub fn lend<T>(&mut self, script: &Script, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         dup2(&script.0, &mut self.0)?;
         let started = start();
-        dup3(io::stdin(), &mut self.0, OFlag::O_CLOEXEC)?;
+        // What was started has been, also if the descriptor cannot be taken back.
+        let _ = dup3(io::stdin(), &mut self.0, OFlag::O_CLOEXEC);
         started
     }
 }

@@ -32,6 +32,10 @@ pub(super) fn frame_buffer() -> FrameBuffer {
     vec![0; HEADER_LEN + MAX_PAYLOAD].into_boxed_slice()
 }
 
+/// Mode of what the other container's agent reads when this one is dead, perhaps as another user. It
+/// sees the volume read-only, and nobody else sees it.
+const SHARED: u32 = 0o644;
+
 /// An attempt's output on disk.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -44,7 +48,9 @@ impl Spool {
     /// Makes the spool of a new attempt. There must be none of that name.
     pub fn create(dir: &Path, attempt: &str) -> io::Result<Self> {
         let path = spool_path(dir, attempt);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(SHARED).open(&path)?;
+        // Whatever the umask is.
+        file.set_permissions(Permissions::from_mode(SHARED))?;
         Ok(Self { file, path, positions: Positions::default() })
     }
 
@@ -157,7 +163,7 @@ fn record_name(attempt: &str) -> String {
 /// Leaves an exit record beside the spool, for the other container's agent in case that this one dies.
 pub(super) fn leave_record(dir: &Path, record: &ExitRecord) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
-    replace(dir, &record_name(&record.attempt), 0o600, &text)
+    replace(dir, &record_name(&record.attempt), SHARED, &text)
 }
 
 /// Reads an exit record that was left.
@@ -206,7 +212,7 @@ mod tests {
     fn an_attempt_has_one_spool() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::create(dir.path(), "a").unwrap();
-        assert_eq!(spool.file.metadata().unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(spool.file.metadata().unwrap().mode() & 0o7777, SHARED);
         assert!(Spool::create(dir.path(), "a").is_err());
         spool.remove();
         assert!(Spool::create(dir.path(), "a").is_ok());

@@ -142,10 +142,11 @@ impl Stage {
         self.act(act);
     }
 
-    /// The container is being ended from outside. A script that makes it to its end in the grace has
-    /// succeeded; any other end is not the script's own.
+    /// The container is being ended from outside. The script is told so, and whatever it makes of that:
+    /// its end is not its own, and no success.
     pub fn leave(&mut self, now: Moment, grace_ms: u64) {
-        self.leaving = true;
+        // A shell that has ended before did so by itself.
+        self.leaving = self.end.is_none();
         self.stop(now, grace_ms);
     }
 
@@ -220,7 +221,7 @@ impl Stage {
         let (end, ended) = self.end.unwrap_or((End::Unknown, self.started));
         let (code, signal, error) = match (self.fault, end) {
             (Some(fault), _) => (None, None, Some(fault)),
-            (None, End::Status(status)) if self.leaving && !status.success() => {
+            (None, End::Status(_)) if self.leaving => {
                 (None, None, Some("the container was ended from outside while the script ran".to_owned()))
             }
             (None, End::Status(status)) => (status.code(), status.signal(), None),

@@ -17,6 +17,9 @@ use crate::shim::random;
 /// How long the API server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client may take to come to be.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How long the API server may take to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -73,7 +76,14 @@ impl Cluster {
         // Whether and how long to repeat a request depends on what it is for.
         config.default_retry = false;
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).map_err(|error| ClusterError::Client(chain(&error)))?;
+        // It runs the kubeconfig's credential plugin, and waits for it.
+        let client = tokio::task::spawn_blocking(|| Client::try_from(config));
+        let client = tokio::time::timeout(CLIENT_TIMEOUT, client).await.map_err(|_| {
+            let seconds = CLIENT_TIMEOUT.as_secs();
+            ClusterError::Client(format!("its credential plugin did not answer within {seconds} s"))
+        })?;
+        let client = client.map_err(|error| ClusterError::Client(chain(&error)))?;
+        let client = client.map_err(|error| ClusterError::Client(chain(&error)))?;
         Ok(Self { client, namespace })
     }
 

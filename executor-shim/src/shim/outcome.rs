@@ -21,18 +21,16 @@ pub fn report(state: &State) -> JobReport {
     }
 }
 
-/// A failure of the system goes before one of the job, and that before a stop: what came first
-/// explains what followed.
+/// What came first explains what followed: gitlab-runner reports the failed script, whatever fails
+/// after it.
 fn verdict(state: &State) -> (Outcome, Option<i32>, Option<String>) {
     if let Some(failure) = &state.failure {
         return (outcome(failure.end), None, failure.message.clone());
     }
     let decisive: Vec<&StageRecord> = decisive(state);
-    for end in [StageEnd::Errored, StageEnd::Failed, StageEnd::Stopped] {
-        if let Some(record) = decisive.iter().find(|record| record.end == end) {
-            let message = record.message.clone().or_else(|| sentence(record));
-            return (outcome(end), record.report.exit_code.filter(|code| *code != 0), message);
-        }
+    if let Some(record) = decisive.iter().find(|record| record.end != StageEnd::Succeeded) {
+        let message = record.message.clone().or_else(|| sentence(record));
+        return (outcome(record.end), record.report.exit_code.filter(|code| *code != 0), message);
     }
     if let Some(stage) = &state.running {
         return (Outcome::Canceled, None, Some(format!("the call that ran the stage {stage} was killed")));
@@ -133,7 +131,12 @@ mod tests {
                 None,
             ),
             (&[("build_script", Stopped, Some(1)), ok("after_script")], Outcome::Canceled, Some(1)),
-            (&[("build_script", Failed, Some(1)), ("archive_cache", Errored, None)], Outcome::Errored, None),
+            (
+                &[("build_script", Failed, Some(1)), ("archive_cache", Errored, None)],
+                Outcome::Failed,
+                Some(1),
+            ),
+            (&[("get_sources", Errored, None), ("archive_cache", Failed, Some(1))], Outcome::Errored, None),
             // gitlab-runner never came to the job's scripts.
             (&[ok("prepare_script"), ok("get_sources")], Outcome::Canceled, None),
             (&[], Outcome::Canceled, None),
@@ -142,7 +145,7 @@ mod tests {
             assert_eq!((report.outcome, report.exit_code), (outcome, code), "{stages:?}");
             assert_eq!(
                 report.message.is_some(),
-                outcome != Outcome::Succeeded && !stages.iter().any(|s| s.1 == Errored),
+                !matches!(outcome, Outcome::Succeeded | Outcome::Errored),
                 "{stages:?}"
             );
         }

@@ -204,6 +204,18 @@ fn old_attempts_make_room() {
 }
 
 #[test]
+fn output_beyond_the_bound_stays_until_its_reader_has_it() {
+    let agent = Agent::with("build", &["--spool-bytes", "100000"], &[]);
+    // The spool takes what the bound allows, the pipe the rest, and the script comes to its end.
+    let mut session = Session::new("head -c 150000 /dev/zero");
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    wait_for_record(&agent, &session);
+    session.finish(&mut connection);
+    assert_eq!(session.stdout.len(), 150_000);
+}
+
+#[test]
 fn who_reads_too_late_is_not_left_waiting() {
     let agent = Agent::with("build", &["--spool-bytes", "2000000"], &[]);
     let mut slow = Session::new("head -c 1900000 /dev/zero");

@@ -9,6 +9,7 @@
 //!   it.
 
 use roadstead_crds::Reason;
+use roadstead_crds::labels::BUILD_CONTAINER;
 use roadstead_crds::reason::Blame;
 use roadstead_crds::report::{JobReport, Outcome};
 use roadstead_crds::status::Phase;
@@ -145,13 +146,19 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
         PodEnd::DeadlineExceeded => out_of_time(case),
         PodEnd::OutOfMemory { container, limit } => {
             let limit = limit.as_ref().map_or(String::new(), |limit| format!(" of {limit}"));
-            Verdict::new(
-                Reason::OutOfMemory,
-                format!(
-                    "container \"{container}\" of {place} was killed because it used more memory than its limit{limit}: \
-                     let the job use less, or use a class with a higher limit than JobClass \"{class}\""
-                ),
-            )
+            let what = format!(
+                "container \"{container}\" of {place} was killed because it used more memory than its limit{limit}"
+            );
+            if container == BUILD_CONTAINER {
+                let remedy = format!(
+                    "let the job use less, or use a class with a higher limit than JobClass \"{class}\""
+                );
+                Verdict::new(Reason::OutOfMemory, format!("{what}: {remedy}"))
+            } else {
+                // Its limit is the administrator's choice, and no script of the job runs in it.
+                let remedy = format!("the administrator has to raise its limit in JobClass \"{class}\"");
+                Verdict::new(Reason::ContainerTerminated, format!("{what}: {remedy}"))
+            }
         }
         PodEnd::ClientLost => Verdict::new(
             Reason::ClientLost,
@@ -303,6 +310,18 @@ mod tests {
             let reason = verdict(&case).map(|verdict| verdict.reason);
             assert_eq!(reason, expected, "{pod:?}, {outcome:?}, {clock:?}");
         }
+    }
+
+    #[test]
+    fn only_the_build_containers_memory_is_the_jobs_own() {
+        let helper = PodEnd::OutOfMemory { container: "helper".to_owned(), limit: Some("128Mi".to_owned()) };
+        let ended = verdict(&case(Some(helper), None, Clock::InTime)).unwrap();
+        assert_eq!((ended.reason, ended.reason.blame()), (Reason::ContainerTerminated, Blame::System));
+        assert!(
+            ended.message.contains("administrator") && ended.message.contains("128Mi"),
+            "{}",
+            ended.message
+        );
     }
 
     #[test]
