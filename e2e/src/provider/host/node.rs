@@ -63,9 +63,8 @@ fn unsteady(status: &str) -> Option<&str> {
     status.lines().find_map(|line| {
         let words: Vec<&str> = line.split(' ').collect();
         match words.as_slice() {
-            [_, "running", _, "1"] => None,
+            [_, "running", _, "1"] | [] => None,
             [name, ..] => Some(*name),
-            [] => None,
         }
     })
 }
