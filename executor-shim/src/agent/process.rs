@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpgid, getpid};
 
 use super::peer::{self, Stat};
 
 /// How often [`kill_descendants`] looks again for processes that were started while it looked.
 const ROUNDS: usize = 100;
 
-/// Sends a signal to a script's process group, and to the shell itself in case that it has left the
-/// group. Only to be called while the shell has not been reaped: its number could be another's then.
+/// Sends a signal to a script's process group, and to the shell itself where it has left the group: not
+/// to it twice, a trap would run twice. Only to be called while the shell has not been reaped: its
+/// number could be another's then.
 pub(super) fn signal_group(shell: Pid, signal: Signal) {
     let _ = killpg(shell, signal);
-    let _ = kill(shell, signal);
+    if getpgid(Some(shell)) != Ok(shell) {
+        let _ = kill(shell, signal);
+    }
 }
 
 /// Kills every process that descends from this one. In a container that is everything but this
