@@ -1,30 +1,30 @@
 //! Keys made from the content of inputs: same inputs, same key, nothing to build.
 
 use std::fs;
-use std::io;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
+use ring::digest::{Context, SHA256};
 
 /// Collects inputs and turns them into a key. The order of the calls matters; each part carries its label and its
 /// length, so that no two sets of parts give the same bytes.
-#[derive(Clone, Debug, Default)]
-pub struct Key(Sha256);
+#[derive(Clone)]
+pub struct Key(Context);
 
 impl Key {
     /// A key over nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self(Context::new(&SHA256))
     }
 
     /// Adds a text or any bytes.
     #[must_use]
     pub fn part(mut self, label: &str, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
-        self.0.update(format!("{label} {}\n", value.len()));
+        self.0.update(format!("{label} {}\n", value.len()).as_bytes());
         self.0.update(value);
         self
     }
@@ -37,10 +37,15 @@ impl Key {
         let context = || format!("cannot read {}", path.display());
         let meta = fs::metadata(path).with_context(context)?;
         let executable = meta.permissions().mode() & 0o111 != 0;
-        self.0.update(format!("{label} {} {executable}\n", meta.len()));
+        self.0.update(format!("{label} {} {executable}\n", meta.len()).as_bytes());
         let mut file = fs::File::open(path).with_context(context)?;
-        io::copy(&mut file, &mut self.0).with_context(context)?;
-        Ok(self)
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer).with_context(context)? {
+                0 => return Ok(self),
+                length => self.0.update(&buffer[..length]),
+            }
+        }
     }
 
     /// Adds every file below a folder, by its path in there.
@@ -65,7 +70,7 @@ impl Key {
     #[must_use]
     pub fn finish(self) -> String {
         use std::fmt::Write as _;
-        self.0.finalize().iter().take(8).fold(String::new(), |mut text, byte| {
+        self.0.finish().as_ref().iter().take(8).fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })
