@@ -45,7 +45,7 @@ pub(super) fn enter(plan: &Plan) -> Result<()> {
     // cAdvisor, inside the kubelet, looks for containerd here and nowhere else.
     make_dir(&root.join("run/containerd"))?;
     link(&plan.dir.join("containerd.sock"), &root.join("run/containerd/containerd.sock"))?;
-    for name in ["var/lib", "var/log", "root"] {
+    for name in ["var/lib", "var/log"] {
         make_dir(&root.join(name))?;
     }
     for name in ["tmp", "var/tmp"] {
