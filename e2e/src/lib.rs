@@ -7,6 +7,7 @@ pub mod coordinator;
 pub mod gitrepo;
 pub mod harness;
 pub mod installation;
+pub mod program;
 
 mod cargo;
 mod demo;

@@ -1,6 +1,5 @@
 //! Cancel, timeouts, retries, and what is left when somebody dies.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,6 +7,7 @@ use roadstead_crds::{CiJob, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::{Backend, Driver, Harness, Outcome};
 use roadstead_e2e::installation::{Installation, SYSTEM_NAMESPACE};
+use roadstead_e2e::program;
 
 use crate::{DEADLINE, SOON};
 
@@ -105,9 +105,7 @@ fn failing_driver(bench: &Installation, stage: &str, times: u32) -> Result<Drive
         count = count.display(),
         shim = bench.shim().display(),
     );
-    std::fs::write(&script, text).context("cannot write a driver")?;
-    let status = Command::new("chmod").arg("+x").arg(&script).status().context("cannot run chmod")?;
-    ensure!(status.success(), "chmod failed");
+    program::write(&script, &text)?;
     Ok(Driver::shim(&script))
 }
 
@@ -185,9 +183,7 @@ async fn cleanup_twice_alone_and_with_everything_gone_succeeds() -> Result<()> {
          rm -rf \"$TMPDIR\"/*; {shim} cleanup || exit 4; fi\nexit $code\n",
         shim = bench.shim().display(),
     );
-    std::fs::write(&driver, text).context("cannot write a driver")?;
-    let status = Command::new("chmod").arg("+x").arg(&driver).status().context("cannot run chmod")?;
-    ensure!(status.success(), "chmod failed");
+    program::write(&driver, &text)?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo fine"]);
     let result = Harness::new(bench.runner_with(Driver::shim(&driver)))?.run(&spec, DEADLINE).await?;
     result.assert_success();

@@ -9,7 +9,6 @@ mod scenarios;
 mod stages;
 mod stops;
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ case "$stage" in
     rm -f "$BUILD_EXIT_CODE_FILE"
     child=
     trap 'wait "$child"; exit "$SYSTEM_FAILURE_EXIT_CODE"' TERM
-    "$1" & child=$!
+    bash "$1" & child=$!
     wait "$child"; code=$?
     [ "$code" = 0 ] && exit 0
     echo "$code" > "$BUILD_EXIT_CODE_FILE"
@@ -106,7 +105,6 @@ impl Fake {
 
 fn program(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    crate::program::write(&path, text).unwrap();
     path
 }
