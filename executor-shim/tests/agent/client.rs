@@ -137,6 +137,7 @@ impl Connection {
                 Ok(0) => return None,
                 Ok(len) => self.inbox.extend(&piece[..len]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing arrives: {error}"),
             }
         }

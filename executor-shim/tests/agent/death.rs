@@ -85,6 +85,8 @@ fn an_agent_without_free_descriptors_waits_for_some() {
     let after = agent.cpu();
     assert!(after.0 - before.0 <= 2 && after.1 - before.1 <= 20, "it spins: {before:?} {after:?}");
     drop(held);
+    let fds = format!("/proc/{}/fd", agent.child.id());
+    until("free descriptors", || (std::fs::read_dir(&fds).unwrap().count() < 12).then_some(()));
     assert_eq!(Session::new("exit 3").all(&mut agent.connect()).code, Some(3));
 }
 
