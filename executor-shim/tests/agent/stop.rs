@@ -34,7 +34,7 @@ fn gitlabs_own_shape_of_a_script_ends_at_once() {
     // The command in the foreground says that it is there. A SIGTERM just before it is started would miss
     // it, and bash runs the trap after it.
     let agent = Agent::start();
-    let script = "#!/usr/bin/env bash\n\ntrap 'exit 1' TERM\n\nif set -o | grep pipefail > /dev/null; then set -o pipefail; fi; set -o errexit\nset +o noclobber\n(trap 'exit 1' TERM; eval $'sh -c "echo ready; exec sleep 1000"\\n') < /dev/null\nexit 0\n";
+    let script = "#!/usr/bin/env bash\n\ntrap 'exit 1' TERM\n\nif set -o | grep pipefail > /dev/null; then set -o pipefail; fi; set -o errexit\nset +o noclobber\n(trap 'exit 1' TERM; eval $'sh -c \"echo ready; exec sleep 1000\"\\n') < /dev/null\nexit 0\n";
     let start = Instant::now();
     let (_, record) = stopped(&agent, script, 60_000);
     assert_eq!(record.code, Some(1), "{record:?}");
