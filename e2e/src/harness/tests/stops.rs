@@ -42,7 +42,7 @@ async fn a_cancel_stops_the_script_and_nothing_else() {
 
 #[tokio::test]
 async fn a_cancel_before_the_script_ends_the_job() {
-    let fake = Fake::new().hook("prepare", "trap 'exit 2' TERM; echo preparing; sleep 300 & wait");
+    let fake = Fake::new().hook("prepare", "trap 'exit 2' TERM; sleep 300 & echo preparing; wait");
     let job = fake.harness().start(&slow()).await.unwrap();
     job.wait_log("preparing", SOON).await.unwrap();
     job.cancel();
@@ -54,7 +54,7 @@ async fn a_cancel_before_the_script_ends_the_job() {
 
 #[tokio::test]
 async fn exit_1_during_a_canceled_prepare_looks_like_the_user_s_fault() {
-    let fake = Fake::new().hook("prepare", "trap 'exit 1' TERM; echo preparing; sleep 300 & wait");
+    let fake = Fake::new().hook("prepare", "trap 'exit 1' TERM; sleep 300 & echo preparing; wait");
     let job = fake.harness().start(&slow()).await.unwrap();
     job.wait_log("preparing", SOON).await.unwrap();
     job.cancel();
