@@ -27,6 +27,10 @@ pub(super) fn reap(mut stage: Option<&mut Stage>, now: Moment, buffer: &mut Fram
                     stage.shell_may_have_ended(now, buffer);
                 }
                 let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
+                // If that was the shell, which had ended in between, its status is lost, but not its end.
+                if let Some(stage) = &mut stage {
+                    stage.shell_may_have_ended(now, buffer);
+                }
             }
             // Nothing has ended; what ends from now on brings a signal of its own.
             Ok(None) => return,

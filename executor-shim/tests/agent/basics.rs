@@ -1,6 +1,7 @@
 //! Scripts that run from their start to their end.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use executor_shim::wire::frame::Kind;
@@ -94,8 +95,9 @@ fn the_helper_opens_what_it_makes_to_everybody() {
 fn the_runner_has_its_name() {
     let bin = tempfile::tempdir().unwrap();
     let program = bin.path().join("gitlab-runner-helper");
-    std::fs::write(&program, "#!/bin/sh\necho helper \"$@\"\n").unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Not by this process: a child of another thread could have the file open for writing when it is run.
+    let write = r#"printf '#!/bin/sh\necho helper "$@"\n' >"$0"; chmod 755 "$0""#;
+    assert!(Command::new("sh").args(["-c", write]).arg(&program).status().unwrap().success());
     let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
     let agent = Agent::with("helper", &[], &[("PATH", &path)]);
     let mut connection = agent.connect();
@@ -181,13 +183,13 @@ fn a_spool_that_cannot_be_made_is_refused_and_nothing_runs() {
 
 #[test]
 fn the_version_is_told_and_nonsense_is_not_done() {
-    let version = std::process::Command::new(binary()).arg("--version").output().unwrap();
+    let version = Command::new(binary()).arg("--version").output().unwrap();
     assert!(version.status.success());
     assert_eq!(
         String::from_utf8_lossy(&version.stdout),
         format!("stage-agent {}\n", env!("CARGO_PKG_VERSION"))
     );
-    let nonsense = std::process::Command::new(binary()).arg("serve").output().unwrap();
+    let nonsense = Command::new(binary()).arg("serve").output().unwrap();
     assert_eq!(nonsense.status.code(), Some(2));
 }
 
@@ -195,7 +197,7 @@ fn the_version_is_told_and_nonsense_is_not_done() {
 fn a_shell_that_cannot_be_started_is_told_to_the_agent() {
     use std::io::Read;
     let (mut told, tells) = std::io::pipe().unwrap();
-    let status = std::process::Command::new(binary())
+    let status = Command::new(binary())
         .args(["start", "/nonexistent/sh", "/proc/self/fd/3"])
         .stdin(tells)
         .status()
@@ -209,11 +211,10 @@ fn a_shell_that_cannot_be_started_is_told_to_the_agent() {
 #[test]
 fn the_binary_installs_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let status =
-        std::process::Command::new(binary()).args(["install", dir.path().to_str().unwrap()]).status();
+    let status = Command::new(binary()).args(["install", dir.path().to_str().unwrap()]).status();
     assert!(status.unwrap().success());
     let copy = dir.path().join("stage-agent");
-    assert!(std::process::Command::new(&copy).arg("--version").status().unwrap().success());
+    assert!(Command::new(&copy).arg("--version").status().unwrap().success());
 
     let other = tempfile::tempdir().unwrap();
     let agent = Agent::with("helper", &["--install", other.path().to_str().unwrap()], &[]);
