@@ -9,6 +9,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema;
+
 /// One GitLab job, as requested.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +41,19 @@ pub struct JobRequest {
     #[serde(default)]
     pub runner: RunnerIdentity,
 
+    /// The job's tags (`tags:` in `.gitlab-ci.yml`, variables expanded). What they are worth is in
+    /// `tagSource`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 255)))]
+    pub tags: Vec<String>,
+
+    /// Who said what `tags` are. `Job`: GitLab, for this job; no tags means an untagged job.
+    /// `Runner`: they are all tags of the runner, of which the job's own are some. Absent: nothing
+    /// is known of the job's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::described_by_field)]
+    pub tag_source: Option<TagSource>,
+
     /// Name of the JobClass to use. Without it the class named `default` applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
@@ -55,6 +70,15 @@ pub struct JobRequest {
 
     /// When the shim asked, by the shim's clock. Zero point of the start breakdown in status.
     pub requested_at: MicroTime,
+}
+
+/// Who said what a job's tags are.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TagSource {
+    /// GitLab, for this job.
+    Job,
+    /// GitLab, for the runner: the job's own tags are some of them.
+    Runner,
 }
 
 /// Which job of GitLab's it is.

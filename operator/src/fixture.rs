@@ -41,6 +41,8 @@ pub fn request() -> JobRequest {
         pipeline_id: Some(7),
         user_id: Some(9),
         runner: RunnerIdentity::default(),
+        tags: vec![],
+        tag_source: None,
         class_name: None,
         image: Some(ImageRequest { name: "alpine:3.20".to_owned(), pull_policy: vec![], user: None }),
         timeout_seconds: 3600,

@@ -49,6 +49,8 @@ pub fn build(
             id: job.predefined("CI_RUNNER_ID").and_then(|id| id.parse().ok()),
             description: job.predefined("CI_RUNNER_DESCRIPTION").map(|text| shortened(text, 1024)),
         },
+        tags: Vec::new(),
+        tag_source: None,
         class_name: class_name.map(str::to_owned),
         image: image(&job.image)?,
         timeout_seconds: match job.runner_info.timeout {
