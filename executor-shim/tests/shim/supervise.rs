@@ -94,7 +94,28 @@ async fn a_script_out_of_reach_is_given_up_after_five_minutes() {
     let Verdict::GivenUp { reason, after } = supervised.verdict else { panic!("{:?}", supervised.verdict) };
     assert_eq!(reason, "connection refused");
     assert!(after >= Duration::from_secs(300) && start.elapsed() < Duration::from_secs(306), "{after:?}");
-    assert!(script.made().len() < 150, "{} connections", script.made().len());
+    assert!(script.made().len() < 30, "{} connections", script.made().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longer_an_interruption_the_fewer_the_tries() {
+    for seconds in [1, 10, 60, 240] {
+        let agent = short_script();
+        let start = Instant::now();
+        let back = start + Duration::from_secs(seconds);
+        let script = Script::new([Try::agent(&agent, 300)], move || {
+            if Instant::now() < back { Try::trouble() } else { Try::agent(&agent, whole()) }
+        });
+        let supervised = supervised(&script).await;
+        assert!(matches!(supervised.verdict, Verdict::Exited(_)), "{:?}", supervised.verdict);
+        let late = Instant::now() - back;
+        assert!(
+            late <= Duration::from_secs(5).max(Duration::from_secs(seconds) / 4),
+            "{seconds} s: {late:?}"
+        );
+        let tries = script.made().len();
+        assert!(tries <= 30, "{seconds} s: {tries} tries");
+    }
 }
 
 #[tokio::test(start_paused = true)]

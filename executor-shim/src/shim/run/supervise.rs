@@ -20,9 +20,12 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
 /// Shorter interruptions are not worth a line in the job log.
 const WORTH_A_LINE: Duration = Duration::from_secs(5);
 
-/// Waits before the connection is opened again.
+/// Waits before the connection is opened again: from the first they double up to the ordinary one.
+/// A longer interruption is waited for longer, so that a stage costs the cluster about twenty tries
+/// at most and is back soon for as long as it was away.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const ORDINARY_WAIT: Duration = Duration::from_secs(5);
+const PART_OF_OUTAGE: u32 = 5;
 
 /// How long the operator may take to say why a script could not come to its end.
 const EXPLANATION: Duration = Duration::from_secs(15);
@@ -108,7 +111,7 @@ pub async fn supervise<C: Connector, V: Oversight, O: Output>(
     stopping: &mut Stopping,
     output: &mut O,
 ) -> (Verdict, u32) {
-    let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let backoff = Backoff::new(FIRST_WAIT, ORDINARY_WAIT);
     let mut supervisor = Supervisor {
         connector,
         oversight,
@@ -300,6 +303,8 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
         if after >= GIVE_UP_AFTER {
             return Some(Verdict::GivenUp { reason, after });
         }
+        let wait =
+            self.backoff.next_wait().max(after / PART_OF_OUTAGE).min(GIVE_UP_AFTER.saturating_sub(after));
         // The first attempt to come back needs no second opinion.
         let look = outage.failures > 1;
         if after >= WORTH_A_LINE && !std::mem::replace(&mut outage.announced, true) {
@@ -314,7 +319,7 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
                 StopEvent::Overdue => Some(Verdict::StoppedBlindly),
             },
             end = self.oversight.ended(), if look => end,
-            () = tokio::time::sleep(self.backoff.next_wait()) => return None,
+            () = tokio::time::sleep(wait) => return None,
         };
         Some(match self.collect().await {
             Some(record) if record.error.is_none() => Verdict::Exited(record),
