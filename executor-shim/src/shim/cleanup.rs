@@ -16,6 +16,7 @@ use crate::shim::cli::Options;
 use crate::shim::cluster::{Cluster, Meaning, RequestError, persistently};
 use crate::shim::env::RunnerEnv;
 use crate::shim::outcome;
+use crate::shim::redact::Secrets;
 use crate::shim::state::{State, StateError, StateFile};
 
 /// How long the whole call may take.
@@ -40,7 +41,9 @@ pub async fn cleanup(options: &Options, env: &RunnerEnv) -> Option<String> {
         Job::None => note,
         job => {
             let deadline = Instant::now() + WITHIN;
-            match tokio::time::timeout_at(deadline, let_go(options, job, deadline)).await {
+            match tokio::time::timeout_at(deadline, let_go(options, &Secrets::known(env), job, deadline))
+                .await
+            {
                 Ok(Ok(())) => note,
                 Ok(Err(reason)) => Some(left_alone(&reason)),
                 Err(_) => Some(left_alone(&format!("no answer within {} s", WITHIN.as_secs()))),
@@ -74,12 +77,12 @@ fn left_alone(reason: &str) -> String {
     )
 }
 
-async fn let_go(options: &Options, job: Job, deadline: Instant) -> Result<(), String> {
+async fn let_go(options: &Options, secrets: &Secrets, job: Job, deadline: Instant) -> Result<(), String> {
     let cluster = Cluster::find(options).await.map_err(|error| error.to_string())?;
     match job {
         Job::None => Ok(()),
         Job::Recorded(state) => {
-            let report = outcome::report(&state);
+            let report = outcome::report(&state, secrets);
             let api = cluster.cijobs(&state.namespace);
             send(&api, &state.cijob, state.cijob_uid.as_deref(), &report, deadline).await
         }

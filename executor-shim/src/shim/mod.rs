@@ -37,6 +37,7 @@ use cli::{Cli, Command};
 use env::RunnerEnv;
 use exit::{Answer, End, Failure};
 use joblog::{JobLog, Output as _};
+use redact::Secrets;
 use signals::Interrupt;
 use stage::Stage;
 use state::{StageEnd, StartFailure, StateFile};
@@ -80,9 +81,13 @@ async fn call(cli: &Cli, env: RunnerEnv) -> ExitCode {
         log.line(&format!("{error}; there will be none")).await;
     }
     let end = dispatch(cli, &env, &mut log, interrupt).await;
-    tracing::info!(command = cli.command.name(), ?end, "the call ends");
+    let command = cli.command.name();
     if let End::Failed(failure) = &end {
         log.line(&failure.sentence).await;
+        let sentence = Secrets::known(&env).blacken(&failure.sentence);
+        tracing::info!(command, blame = ?failure.blame, sentence, "the call fails");
+    } else {
+        tracing::info!(command, ?end, "the call ends");
     }
     let file = env.exit_code_file().filter(|_| matches!(cli.command, Command::Run { .. }));
     let (exit, error) = end.answer().give(codes, file.as_deref());

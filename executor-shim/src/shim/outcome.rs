@@ -2,19 +2,21 @@
 
 use roadstead_crds::report::{JobReport, Outcome};
 
+use crate::shim::redact::Secrets;
 use crate::shim::stage::Stage;
 use crate::shim::state::{StageEnd, StageRecord, State};
 
 /// Longest message that a report takes, in characters.
 const LONGEST_MESSAGE: usize = 1024;
 
-/// How the job went, by what its calls recorded.
-pub fn report(state: &State) -> JobReport {
+/// How the job went, by what its calls recorded. Its message may quote the cluster, which may quote
+/// the job: everybody who sees the CiJob reads it, so secrets are blackened.
+pub fn report(state: &State, secrets: &Secrets) -> JobReport {
     let (outcome, exit_code, message) = verdict(state);
     JobReport {
         outcome,
         exit_code,
-        message: message.map(|text| text.chars().take(LONGEST_MESSAGE).collect()),
+        message: message.map(|text| secrets.blacken(&text).chars().take(LONGEST_MESSAGE).collect()),
         start: state.start,
         reconnects: state.reconnects,
         stages: state.stages.iter().map(|record| record.report.clone()).collect(),
@@ -80,6 +82,8 @@ mod tests {
     use roadstead_crds::report::StageReport;
 
     use super::*;
+    use crate::shim::env::RunnerEnv;
+    use crate::shim::job_response::JobResponse;
     use crate::shim::state::StartFailure;
 
     fn record(name: &str, end: StageEnd, exit_code: Option<i32>) -> StageRecord {
@@ -141,7 +145,7 @@ mod tests {
             (&[ok("prepare_script"), ok("get_sources")], Outcome::Canceled, None),
             (&[], Outcome::Canceled, None),
         ] {
-            let report = report(&state(stages));
+            let report = report(&state(stages), &Secrets::default());
             assert_eq!((report.outcome, report.exit_code), (outcome, code), "{stages:?}");
             assert_eq!(
                 report.message.is_some(),
@@ -155,14 +159,25 @@ mod tests {
     fn a_start_that_failed_decides() {
         let mut state = state(&[]);
         state.failure = Some(StartFailure { end: StageEnd::Failed, message: Some("no such image".into()) });
-        let report = report(&state);
+        let report = report(&state, &Secrets::default());
         assert_eq!((report.outcome, report.message.as_deref()), (Outcome::Failed, Some("no such image")));
+    }
+
+    #[test]
+    fn a_message_keeps_the_secrets_that_it_quotes_to_itself() {
+        let job: JobResponse = serde_json::from_str(r#"{"id":1,"token":"job-token"}"#).unwrap();
+        let secrets = Secrets::of(&job, &RunnerEnv::new([]));
+        let mut state = state(&[]);
+        let message = "the node says: invalid image job-token:1".to_owned();
+        state.failure = Some(StartFailure { end: StageEnd::Failed, message: Some(message) });
+        let message = report(&state, &secrets).message.unwrap();
+        assert_eq!(message, "the node says: invalid image [MASKED]:1");
     }
 
     #[test]
     fn a_call_that_was_killed_is_no_success() {
         let mut state = state(&[("build_script", StageEnd::Succeeded, Some(0))]);
         state.running = Some("after_script".into());
-        assert_eq!(report(&state).outcome, Outcome::Canceled);
+        assert_eq!(report(&state, &Secrets::default()).outcome, Outcome::Canceled);
     }
 }

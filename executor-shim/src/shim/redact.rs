@@ -29,6 +29,13 @@ impl Secrets {
         Self::new(sent.chain(expanded).chain(fetched).chain(passwords).chain([job.token.as_str()]))
     }
 
+    /// The same of the job that gitlab-runner calls for. Without a job response no secret is known,
+    /// and nothing of the job is either.
+    pub fn known(env: &RunnerEnv) -> Self {
+        let job = env.job_response_file().ok().and_then(|file| JobResponse::read(&file).ok());
+        job.map(|job| Self::of(&job, env)).unwrap_or_default()
+    }
+
     fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let long = values.into_iter().filter(|value| value.chars().count() >= SHORTEST);
         let mut values: Vec<String> = long.map(str::to_owned).collect();

@@ -14,7 +14,6 @@ use std::time::Duration;
 pub use sink::{Sink, Stdio};
 
 use crate::shim::env::RunnerEnv;
-use crate::shim::job_response::JobResponse;
 use crate::shim::redact::Secrets;
 
 /// How long the shim waits for the reader of its own lines.
@@ -80,12 +79,7 @@ impl Output for JobLog {
     }
 
     async fn line(&mut self, text: &str) {
-        let secrets = self.secrets.get_or_insert_with(|| {
-            // Without a job response no secret is known, and nothing of the job is either.
-            let job = self.env.job_response_file().ok().and_then(|file| JobResponse::read(&file).ok());
-            job.map(|job| Secrets::of(&job, &self.env)).unwrap_or_default()
-        });
-        let text = printable(&secrets.blacken(text));
+        let text = printable(&self.secrets.get_or_insert_with(|| Secrets::known(&self.env)).blacken(text));
         let line = if self.at_line_start { format!("{text}\n") } else { format!("\n{text}\n") };
         self.at_line_start = true;
         match tokio::time::timeout(PATIENCE, write_all(&mut self.stderr, line.as_bytes())).await {
