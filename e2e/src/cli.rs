@@ -5,20 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cargo::cargo;
 use crate::cluster::{Action, Cluster, Component};
 use crate::demo;
-use crate::images::Images;
+use crate::images::{self, Images};
 use crate::lock::Lock;
+use crate::needs;
 use crate::product;
 use crate::progress::{Progress, error_line, output};
-use crate::provider::host::{self, Host};
-use crate::provider::{Name, Provider, provider};
+use crate::provider::{Name, Provider, Supply, Target, host, provider, record, recorded};
 use crate::state::{ClusterDir, State, workspace};
-use crate::tools::Tools;
 
 /// Roadstead's test bench: a Kubernetes cluster on this machine, and the product in it.
 #[derive(Debug, Parser)]
@@ -27,6 +26,8 @@ struct Arguments {
     /// Where the cluster comes from
     #[arg(long, value_enum, default_value_t = Name::Host, global = true)]
     provider: Name,
+    #[command(flatten)]
+    target: Target,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -47,7 +48,7 @@ enum Verb {
     },
     /// Print shell commands that set KUBECONFIG, PATH and the rest: eval "$(cargo e2e env)"
     Env,
-    /// Build all images into the cache
+    /// Build all images into the cache and print name, reference and archive of each
     Images,
     /// Start the cluster, run a real job in it, and show its log, its object and where its time went
     Demo,
@@ -131,7 +132,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Launch { plan } => host::launch(&plan)?,
         Verb::Supervise { plan } => host::supervise(&plan)?,
         verb => {
-            let bench = Bench::open(arguments.provider)?;
+            let bench = Bench::open(arguments.provider, arguments.target)?;
             match verb {
                 Verb::Up { cluster_only } => drop(bench.up(!cluster_only)?),
                 Verb::Down { all: false } => bench.down()?,
@@ -154,17 +155,18 @@ struct Bench {
     state: State,
     workspace: PathBuf,
     dir: ClusterDir,
+    name: Name,
     provider: Box<dyn Provider>,
 }
 
 impl Bench {
-    fn open(name: Name) -> Result<Self> {
+    fn open(name: Name, target: Target) -> Result<Self> {
         let progress = Progress::start();
         let state = State::open()?;
         let workspace = workspace();
-        let dir = state.cluster(&workspace)?;
-        let provider = provider(name, &state, &dir)?;
-        Ok(Self { progress, state, workspace, dir, provider })
+        let dir = state.cluster(&workspace, name)?;
+        let provider = provider(name, target, &state, &dir)?;
+        Ok(Self { progress, state, workspace, dir, name, provider })
     }
 
     fn lock(&self) -> Result<Lock> {
@@ -178,16 +180,26 @@ impl Bench {
         let clone = self.dir.file("clone");
         fs::write(&clone, self.workspace.as_os_str().as_encoded_bytes())
             .with_context(|| format!("cannot write {}", clone.display()))?;
+        record(self.name, &self.dir)?;
         self.provider.prepare(progress)?;
-        let tools = Tools::ensure(progress, &self.state, &self.workspace)?;
+        let tools = self.provider.tools(progress)?;
         let mut cluster = self.provider.start(progress, &tools)?;
         // Images are looked at while the control plane starts.
-        let images = Images::new(*progress, &self.state, &self.workspace);
-        let mut archives = images.jobs()?;
-        if with_product {
-            let product = images.product()?;
-            archives.extend(product.images);
-            cluster.shim = Some(product.shim);
+        let mut archives = Vec::new();
+        match self.provider.supply() {
+            Supply::Built(builder) => {
+                let images = Images::new(*progress, builder, &self.state, &self.workspace);
+                archives = images.jobs()?;
+                if with_product {
+                    let product = images.product()?;
+                    archives.extend(product.images);
+                    cluster.shim = Some(product.shim);
+                }
+            }
+            Supply::Registry if with_product => {
+                cluster.shim = Some(images::shim(*progress, &self.workspace)?);
+            }
+            Supply::Registry => {}
         }
         self.provider.wait_ready(progress, &cluster)?;
         self.provider.load_images(progress, &cluster, &archives)?;
@@ -196,7 +208,7 @@ impl Bench {
             .extend(archives.iter().map(|image| (image.name.clone(), image.short_reference().to_owned())));
         cluster.store(&self.dir.description())?;
         if with_product {
-            product::install(progress, &self.dir, &cluster, &self.workspace, &archives)?;
+            product::install(progress, &self.dir, &cluster, &self.workspace, self.provider.as_ref())?;
         }
         self.provider.remove_old_images(&cluster, &archives)?;
         progress.say(format_args!("up: {}", self.dir.dir().display()));
@@ -212,10 +224,21 @@ impl Bench {
             }
             if let Some(_lock) = Lock::attempt(&dir.file("up.lock"))? {
                 self.progress.say(format_args!("cluster {}: its clone {clone} is gone", dir.id()));
-                Host::new(self.state.clone(), dir).stop(&self.progress, true)?;
+                let stopped = self.stop(&dir);
+                // A cluster elsewhere may not answer today: that is no reason to start none here.
+                if let (Err(error), true) = (&stopped, recorded(&dir) != Name::Host) {
+                    self.progress.say(format_args!("cluster {}: {error:#}", dir.id()));
+                } else {
+                    stopped?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Ends a cluster of whatever provider, for good.
+    fn stop(&self, dir: &ClusterDir) -> Result<()> {
+        provider(recorded(dir), Target::default(), &self.state, dir)?.stop(&self.progress, true)
     }
 
     fn down(&self) -> Result<()> {
@@ -226,7 +249,7 @@ impl Bench {
     fn down_all(&self) -> Result<()> {
         for dir in self.state.clusters()? {
             let _lock = Lock::wait(&self.progress, "cluster", &dir.file("up.lock"))?;
-            Host::new(self.state.clone(), dir).stop(&self.progress, true)?;
+            self.stop(&dir)?;
         }
         self.state.remove()?;
         self.progress.say(format_args!("removed {}", self.state.root().display()));
@@ -235,7 +258,8 @@ impl Bench {
 
     fn env(&self) -> Result<()> {
         let description = self.dir.description();
-        let cluster = Cluster::load(&description).context("no test cluster: run `cargo e2e up`")?;
+        let cluster = Cluster::load(&description)
+            .with_context(|| format!("no test cluster: run `cargo e2e up --provider {}`", self.name))?;
         for (name, value) in cluster.environment(&description) {
             output(format_args!("export {name}={}\n", quoted(&value)));
         }
@@ -243,33 +267,60 @@ impl Bench {
     }
 
     fn images(&self) -> Result<()> {
+        let Supply::Built(builder) = self.provider.supply() else {
+            bail!(
+                "images are built with the other providers' programs: buildah (--provider host) or Docker \
+                 (--provider kind)"
+            )
+        };
         self.provider.prepare(&self.progress)?;
-        let images = Images::new(self.progress, &self.state, &self.workspace);
+        let images = Images::new(self.progress, builder, &self.state, &self.workspace);
         for image in images.jobs()?.into_iter().chain(images.product()?.images) {
-            output(format_args!("{} {}\n", image.reference, image.path.display()));
+            output(format_args!("{} {} {}\n", image.name, image.reference, image.path.display()));
         }
         Ok(())
     }
 
     fn demo(&self) -> Result<()> {
-        self.up(true)?;
+        let cluster = self.up(true)?;
         let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
-        runtime.block_on(demo::run(self.progress))
+        runtime.block_on(demo::run(self.progress, cluster))
     }
 
     fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {
         let cluster = self.up(true)?;
+        let left_out = needs::left_out(self.name);
+        for (test, why) in &left_out {
+            self.progress.say(format_args!("test: left out on {}: {test}: {why}", self.name));
+        }
         self.progress.say(format_args!("test: cargo test --workspace --features {CLUSTER_TESTS}"));
         let status = cargo()
             .args(["test", "--workspace", "--features", CLUSTER_TESTS])
-            .args(arguments)
+            .args(without(arguments, left_out.iter().map(|(test, _)| *test)))
             .current_dir(&self.workspace)
             .envs(cluster.environment(&self.dir.description()))
             .status()
             .context("cannot start cargo test")?;
-        self.progress.say(format_args!("test: {status}"));
+        let count = left_out.len();
+        match count {
+            0 => self.progress.say(format_args!("test: {status}")),
+            _ => self.progress.say(format_args!(
+                "test: {status}; {count} tests were left out on {}, as said above",
+                self.name
+            )),
+        }
         Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Arguments of `cargo test` that leave out tests by name.
+fn without<'a>(arguments: &[OsString], tests: impl Iterator<Item = &'a str>) -> Vec<OsString> {
+    let mut all = arguments.to_vec();
+    if !all.iter().any(|argument| argument == "--") {
+        all.push("--".into());
+    }
+    all.extend(tests.flat_map(|test| ["--skip".into(), test.into()]));
+    all
 }
 
 fn component(verb: &ComponentVerb) -> Result<()> {
@@ -309,6 +360,32 @@ mod tests {
         let parsed = Arguments::parse_from(["e2e", "test", "--package", "x", "--", "--nocapture"]);
         let Verb::Test { arguments } = parsed.verb else { panic!("not test") };
         assert_eq!(arguments, ["--package", "x", "--", "--nocapture"]);
+    }
+
+    #[test]
+    fn the_provider_is_named_before_or_after_the_verb() {
+        for line in [["e2e", "--provider", "kind", "test"], ["e2e", "test", "--provider", "kind"]] {
+            let parsed = Arguments::parse_from(line);
+            assert_eq!(parsed.provider, Name::Kind);
+            let Verb::Test { arguments } = parsed.verb else { panic!("not test") };
+            assert!(arguments.is_empty(), "{arguments:?}");
+        }
+        let line = ["e2e", "test", "--provider", "existing", "--images", "f", "--package", "x"];
+        let parsed = Arguments::parse_from(line);
+        assert_eq!(parsed.target.images.as_deref(), Some(Path::new("f")));
+        let Verb::Test { arguments } = parsed.verb else { panic!("not test") };
+        assert_eq!(arguments, ["--package", "x"]);
+    }
+
+    #[test]
+    fn tests_are_left_out_behind_the_users_own_arguments() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let left_out = ["a::b", "c::d"];
+        assert_eq!(without(&[], left_out.into_iter()), words("-- --skip a::b --skip c::d"));
+        assert_eq!(
+            without(&words("-p x -- --nocapture"), left_out.into_iter()),
+            words("-p x -- --nocapture --skip a::b --skip c::d")
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::command;
+use crate::provider::Name;
+use crate::release::Release;
 use crate::state::{State, workspace};
 
 /// Names the cluster's description file; set by `cargo e2e env` and `cargo e2e test`.
@@ -143,11 +145,11 @@ pub struct HostParts {
 /// A running cluster.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cluster {
-    /// The provider's name: `host`.
+    /// The provider's name: `host`, `kind`, `existing`.
     pub provider: String,
     /// The administrator's kubeconfig.
     pub kubeconfig: PathBuf,
-    /// The node's name.
+    /// The node's name; empty where that is not the tests' business.
     pub node: String,
     /// The address at which pods reach this machine.
     pub host_address: Ipv4Addr,
@@ -155,6 +157,9 @@ pub struct Cluster {
     pub bins: Vec<PathBuf>,
     /// Images in the cluster, by short name (`busybox`, `debian-git`, `agent` …), as a pod names them.
     pub images: BTreeMap<String, String>,
+    /// The installed product's names.
+    #[serde(default)]
+    pub release: Release,
     /// The executor-shim that belongs to the installed product, as gitlab-runner on this machine calls it.
     pub shim: Option<PathBuf>,
     /// What only the host provider's clusters have.
@@ -169,7 +174,7 @@ impl Cluster {
     pub fn find() -> Result<Self> {
         let path = match env::var_os(CLUSTER_ENV) {
             Some(path) => PathBuf::from(path),
-            None => State::open()?.cluster(&workspace())?.description(),
+            None => State::open()?.cluster(&workspace(), Name::Host)?.description(),
         };
         let cluster = Self::load(&path).context("no test cluster: run `cargo e2e up`")?;
         if let Some(host) = &cluster.host {
@@ -345,6 +350,7 @@ mod tests {
             host_address: Ipv4Addr::LOCALHOST,
             bins: vec![],
             images: BTreeMap::new(),
+            release: Release::default(),
             shim: None,
             host: None,
         };

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use roadstead_crds::{CiJob, Phase};
 
+use crate::cluster::Cluster;
 use crate::coordinator::JobSpec;
 use crate::exec::capture;
 use crate::gitrepo::{Commit, GitRepo};
 use crate::harness::{JobResult, RunningJob};
-use crate::installation::{Installation, JOB_NAMESPACE};
+use crate::installation::Installation;
 use crate::progress::{Progress, output};
 
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -41,8 +42,8 @@ echo \"ok: two high and two low waters a day\"
 ///
 /// # Errors
 /// When the job does not succeed, or the cluster does not answer.
-pub async fn run(progress: Progress) -> Result<()> {
-    let installation = Installation::join().await?;
+pub async fn run(progress: Progress, cluster: Cluster) -> Result<()> {
+    let installation = Installation::of(cluster).await?;
     let repository = repository(&installation)?;
     let served = installation.coordinator.serve("harbour/tides", &repository);
     let spec = JobSpec::fresh()
@@ -64,7 +65,8 @@ pub async fn run(progress: Progress) -> Result<()> {
     let cijob = installation.wait_cijob(name, "finished", DEADLINE, finished).await?;
     for verb in ["get", "describe"] {
         output(format_args!("\n$ kubectl {verb} cij {name}\n"));
-        let mut kubectl = installation.cluster.kubectl([verb, "cij", name, "--namespace", JOB_NAMESPACE]);
+        let namespace = installation.job_namespace();
+        let mut kubectl = installation.cluster.kubectl([verb, "cij", name, "--namespace", namespace]);
         output(format_args!("{}\n", capture(&mut kubectl)?.trim_end()));
     }
     output(format_args!("\n{}", breakdown(&cijob, &result)));

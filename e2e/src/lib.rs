@@ -15,12 +15,15 @@ mod exec;
 mod hash;
 mod images;
 mod lock;
+mod needs;
 mod packages;
 mod product;
 mod progress;
 mod provider;
+mod release;
 mod state;
 mod tools;
 mod wait;
 
 pub use cluster::{Action, Cluster, Component};
+pub use release::Release;

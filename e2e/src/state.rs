@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::hash::Key;
+use crate::provider::Name;
 
 /// Overrides the state folder's place.
 pub const STATE_ENV: &str = "ROADSTEAD_E2E_STATE";
@@ -80,12 +81,12 @@ impl State {
         self.root.join("cache/locks").join(name)
     }
 
-    /// The folder of a clone's cluster.
+    /// The folder of a clone's cluster. Each provider has one of its own.
     ///
     /// # Errors
     /// When its sockets' paths would be longer than a Unix socket allows.
-    pub fn cluster(&self, clone: &Path) -> Result<ClusterDir> {
-        let id = cluster_id(clone);
+    pub fn cluster(&self, clone: &Path, provider: Name) -> Result<ClusterDir> {
+        let id = cluster_id(clone, provider);
         let dir = ClusterDir { dir: self.root.join("clusters").join(&id), id };
         // containerd appends ".ttrpc" for its second socket.
         let longest = dir.file("containerd.sock.ttrpc");
@@ -131,9 +132,13 @@ fn place(env: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {
     }
 }
 
-/// Eight hexadecimal digits that stand for a clone's path.
-fn cluster_id(clone: &Path) -> String {
-    let mut id = Key::new().part("clone", clone.as_os_str().as_encoded_bytes()).finish();
+/// Eight hexadecimal digits that stand for a clone's path and a provider.
+fn cluster_id(clone: &Path, provider: Name) -> String {
+    let mut key = Key::new().part("clone", clone.as_os_str().as_encoded_bytes());
+    if provider != Name::Host {
+        key = key.part("provider", provider.to_string());
+    }
+    let mut id = key.finish();
     id.truncate(8);
     id
 }
@@ -245,15 +250,17 @@ mod tests {
     #[test]
     fn clones_have_clusters_of_their_own() {
         let state = State::at(PathBuf::from("/s"));
-        let one = state.cluster(Path::new("/a")).unwrap();
-        let two = state.cluster(Path::new("/b")).unwrap();
+        let one = state.cluster(Path::new("/a"), Name::Host).unwrap();
+        let two = state.cluster(Path::new("/b"), Name::Host).unwrap();
+        let three = state.cluster(Path::new("/a"), Name::Kind).unwrap();
         assert_ne!(one.dir(), two.dir());
+        assert_ne!(one.dir(), three.dir());
         assert_eq!(one.id().len(), 8);
     }
 
     #[test]
     fn a_long_state_folder_is_refused_by_name() {
         let state = State::at(PathBuf::from(format!("/{}", "x".repeat(100))));
-        assert!(state.cluster(Path::new("/a")).unwrap_err().to_string().contains(STATE_ENV));
+        assert!(state.cluster(Path::new("/a"), Name::Host).unwrap_err().to_string().contains(STATE_ENV));
     }
 }

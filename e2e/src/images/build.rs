@@ -1,4 +1,4 @@
-//! Building one image with buildah, if the cache does not have it.
+//! Building one image, if the cache does not have it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Archive, Input, Recipe};
+use super::{Archive, Builder, Input, Recipe, docker};
 use crate::exec::{self, command};
 use crate::hash::Key;
 use crate::lock::Lock;
@@ -19,21 +19,26 @@ const BUILD_VERSION: &str = "2";
 const KEPT_VERSIONS: usize = 4;
 
 /// Builds images into the cache.
-pub(super) struct Builder<'a> {
+pub(super) struct Workshop<'a> {
     progress: Progress,
+    builder: Builder,
     state: &'a State,
     workspace: &'a Path,
 }
 
-impl<'a> Builder<'a> {
-    pub(super) fn new(progress: Progress, state: &'a State, workspace: &'a Path) -> Self {
-        Self { progress, state, workspace }
+impl<'a> Workshop<'a> {
+    pub(super) fn new(progress: Progress, builder: Builder, state: &'a State, workspace: &'a Path) -> Self {
+        Self { progress, builder, state, workspace }
     }
 
     /// The image's archive, from the cache or new.
     pub(super) fn build(&self, recipe: &Recipe<'_>) -> Result<Archive> {
-        let containerfile = self.workspace.join("e2e/images").join(recipe.name).join("Containerfile");
-        let key = key(recipe, &containerfile)?;
+        let folder = self.workspace.join("e2e/images").join(recipe.name);
+        let containerfile = match self.builder {
+            Builder::Buildah => folder.join("Containerfile"),
+            Builder::Docker => docker::containerfile(&folder),
+        };
+        let key = key(recipe, self.builder, &containerfile)?;
         let cache = self.state.cache("images")?;
         let archive = Archive {
             name: recipe.name.to_owned(),
@@ -70,6 +75,11 @@ impl<'a> Builder<'a> {
             fs::copy(file, &target).with_context(|| format!("cannot copy {}", file.display()))?;
         }
         let what = format!("images: {}", recipe.name);
+        if self.builder == Builder::Docker {
+            let run = |command: &mut Command| exec::logged(&self.progress, &what, command, &log);
+            let finished = docker::build(recipe, containerfile, archive, scratch.path(), run)?;
+            return keep(&finished, archive);
+        }
         let run = |args: &[&str], rest: &[&Path]| -> Result<()> {
             exec::logged(&self.progress, &what, &mut self.buildah(scratch.path(), args, rest)?, &log)
         };
@@ -98,8 +108,7 @@ impl<'a> Builder<'a> {
         let finished = scratch.path().join("image.tar");
         let target = format!("docker-archive:{}:{}", finished.display(), archive.reference);
         run(&["push", id.trim(), &target], &[])?;
-        fs::rename(&finished, &archive.path)
-            .with_context(|| format!("cannot keep {}", archive.path.display()))?;
+        keep(&finished, archive)?;
         if !recipe.is_base {
             return run(&["rmi", id.trim()], &[]);
         }
@@ -137,13 +146,21 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The name in buildah's store, where the versions of several clones may meet.
-fn local_name(name: &str, key: &str) -> String {
+fn keep(finished: &Path, archive: &Archive) -> Result<()> {
+    fs::rename(finished, &archive.path).with_context(|| format!("cannot keep {}", archive.path.display()))
+}
+
+/// The name in the builder's store, where the versions of several clones may meet.
+pub(super) fn local_name(name: &str, key: &str) -> String {
     format!("roadstead.test/{name}:{key}")
 }
 
-fn key(recipe: &Recipe<'_>, containerfile: &Path) -> Result<String> {
+fn key(recipe: &Recipe<'_>, builder: Builder, containerfile: &Path) -> Result<String> {
     let mut key = Key::new().part("build", BUILD_VERSION).file("Containerfile", containerfile)?;
+    // Where both can build an image of one name, what they build differs.
+    if builder == Builder::Docker {
+        key = key.part("builder", "docker");
+    }
     if let Some(base) = recipe.base {
         key = key.part("base", &base.key);
     }
@@ -233,7 +250,9 @@ mod tests {
             is_base: false,
         };
         let keys = [recipe(None, "f"), recipe(Some(&one), "f"), recipe(Some(&two), "f"), recipe(None, "g")]
-            .map(|recipe| key(&recipe, &file).unwrap());
+            .map(|recipe| key(&recipe, Builder::Buildah, &file).unwrap());
+        let docker = key(&recipe(None, "f"), Builder::Docker, &file).unwrap();
+        assert!(!keys.contains(&docker));
         for (index, one) in keys.iter().enumerate() {
             assert!(!keys[index + 1..].contains(one), "{keys:?}");
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::programs::Programs;
-use super::{Archive, Images, Input, Naming, RUNNER_HELPER_ENV, Recipe, debian};
+use super::{Archive, Builder, Images, Input, Naming, RUNNER_HELPER_ENV, Recipe, debian};
 use crate::exec::{capture, command};
 use crate::hash::Key;
 
@@ -28,17 +28,22 @@ impl Images<'_> {
         Ok(recipe("pause", vec![Input::named_by_content("pause", program)]))
     }
 
-    #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
     pub(super) fn busybox(&self) -> Recipe<'static> {
-        recipe("busybox", vec![Input::new("busybox", BUSYBOX)])
+        let files = match self.builder {
+            Builder::Buildah => vec![Input::new("busybox", BUSYBOX)],
+            Builder::Docker => Vec::new(),
+        };
+        recipe("busybox", files)
     }
 
     pub(super) fn debian_git(&self) -> Result<Recipe<'static>> {
-        let rootfs = debian::rootfs(self.progress, self.state)?;
-        Ok(Recipe {
-            is_base: true,
-            ..recipe("debian-git", vec![Input::named_by_content("rootfs.tar", rootfs)])
-        })
+        let files = match self.builder {
+            Builder::Buildah => {
+                vec![Input::named_by_content("rootfs.tar", debian::rootfs(self.progress, self.state)?)]
+            }
+            Builder::Docker => Vec::new(),
+        };
+        Ok(Recipe { is_base: true, ..recipe("debian-git", files) })
     }
 
     pub(super) fn debian_user(debian: &Archive) -> Recipe<'_> {
@@ -46,8 +51,13 @@ impl Images<'_> {
     }
 
     pub(super) fn debian_sudo<'d>(&self, debian: &'d Archive) -> Result<Recipe<'d>> {
-        let package = debian::package(self.progress, self.state, "sudo")?;
-        let files = vec![Input::new("debs/sudo.deb", package)];
+        let files = match self.builder {
+            Builder::Buildah => {
+                let package = debian::package(self.progress, self.state, "sudo")?;
+                vec![Input::new("debs/sudo.deb", package)]
+            }
+            Builder::Docker => Vec::new(),
+        };
         Ok(Recipe { base: Some(debian), ..recipe("debian-sudo", files) })
     }
 

@@ -3,13 +3,14 @@
 mod build;
 mod context;
 mod debian;
+mod docker;
 mod programs;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use self::build::Builder;
+use self::build::Workshop;
 use crate::progress::Progress;
 use crate::state::State;
 
@@ -48,10 +49,20 @@ pub struct Product {
     pub shim: PathBuf,
 }
 
+/// The program that builds images.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Builder {
+    /// buildah, from nothing but this machine's own packages; needs root.
+    Buildah,
+    /// Docker, from images of Debian and busybox that it pulls.
+    Docker,
+}
+
 /// What the images are made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Images<'a> {
     progress: Progress,
+    builder: Builder,
     state: &'a State,
     workspace: &'a Path,
 }
@@ -59,20 +70,23 @@ pub struct Images<'a> {
 impl<'a> Images<'a> {
     /// Images of that workspace, kept in that state folder.
     #[must_use]
-    pub fn new(progress: Progress, state: &'a State, workspace: &'a Path) -> Self {
-        Self { progress, state, workspace }
+    pub fn new(progress: Progress, builder: Builder, state: &'a State, workspace: &'a Path) -> Self {
+        Self { progress, builder, state, workspace }
     }
 
-    /// `pause` and the images that test jobs run in.
+    /// The images that test jobs run in, and `pause` for a node that has none.
     ///
     /// # Errors
     /// When a build fails.
     pub fn jobs(&self) -> Result<Vec<Archive>> {
-        let builder = self.builder();
-        let debian = builder.build(&self.debian_git()?)?;
-        let mut archives = vec![builder.build(&self.pause()?)?, builder.build(&self.busybox())?];
-        archives.push(builder.build(&Self::debian_user(&debian))?);
-        archives.push(builder.build(&self.debian_sudo(&debian)?)?);
+        let workshop = self.workshop();
+        let debian = workshop.build(&self.debian_git()?)?;
+        let mut archives = vec![workshop.build(&self.busybox())?];
+        if self.builder == Builder::Buildah {
+            archives.push(workshop.build(&self.pause()?)?);
+        }
+        archives.push(workshop.build(&Self::debian_user(&debian))?);
+        archives.push(workshop.build(&self.debian_sudo(&debian)?)?);
         archives.push(debian);
         Ok(archives)
     }
@@ -83,18 +97,26 @@ impl<'a> Images<'a> {
     /// When cargo or a build fails.
     pub fn product(&self) -> Result<Product> {
         let programs = programs::build(self.progress, self.workspace)?;
-        let builder = self.builder();
-        let debian = builder.build(&self.debian_git()?)?;
+        let workshop = self.workshop();
+        let debian = workshop.build(&self.debian_git()?)?;
         let mut images = Vec::new();
         for recipe in self.product_recipes(&programs, &debian) {
-            images.push(builder.build(&recipe)?);
+            images.push(workshop.build(&recipe)?);
         }
         Ok(Product { images, shim: programs.shim })
     }
 
-    fn builder(&self) -> Builder<'_> {
-        Builder::new(self.progress, self.state, self.workspace)
+    fn workshop(&self) -> Workshop<'_> {
+        Workshop::new(self.progress, self.builder, self.state, self.workspace)
     }
+}
+
+/// The executor-shim alone, built from the workspace, for a cluster that has its images from elsewhere.
+///
+/// # Errors
+/// When cargo fails.
+pub fn shim(progress: Progress, workspace: &Path) -> Result<PathBuf> {
+    Ok(programs::build(progress, workspace)?.shim)
 }
 
 /// How an image is named.

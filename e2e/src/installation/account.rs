@@ -1,7 +1,7 @@
 //! The shim's account, as a platform team hands it to its gitlab-runner: a kubeconfig with a token.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -11,17 +11,16 @@ use kube::api::PostParams;
 use kube::config::{AuthInfo, Kubeconfig, NamedAuthInfo};
 use kube::{Api, Client};
 
-use super::{JOB_NAMESPACE, SYSTEM_NAMESPACE};
-
-/// Name of the shim's account in the chart.
-const ACCOUNT: &str = "roadstead-shim";
+use crate::cluster::Cluster;
 
 /// Longer than any test run.
 const TOKEN_SECONDS: i64 = 6 * 3600;
 
-/// Writes a kubeconfig like `admin`'s, with a fresh token of the shim's account.
-pub(super) async fn write_kubeconfig(client: &Client, admin: &Path, to: &Path) -> Result<()> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+/// Writes a kubeconfig like the administrator's, with a fresh token of the shim's account.
+pub(super) async fn write_kubeconfig(client: &Client, cluster: &Cluster, to: &Path) -> Result<()> {
+    let release = &cluster.release;
+    let account = release.shim_account();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &release.namespace);
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
             expiration_seconds: Some(TOKEN_SECONDS),
@@ -30,19 +29,19 @@ pub(super) async fn write_kubeconfig(client: &Client, admin: &Path, to: &Path) -
         ..TokenRequest::default()
     };
     let answer = accounts
-        .create_token_request(ACCOUNT, &PostParams::default(), &request)
+        .create_token_request(&account, &PostParams::default(), &request)
         .await
         .context("cannot get a token of the shim's account: is the chart installed?")?;
     let token = answer.status.and_then(|status| status.token).context("the API server gave no token")?;
-    let mut config = read(admin)?;
+    let mut config = read(&cluster.kubeconfig)?;
     config.auth_infos = vec![NamedAuthInfo {
-        name: ACCOUNT.to_owned(),
+        name: account.clone(),
         auth_info: Some(AuthInfo { token: Some(token.into()), ..AuthInfo::default() }),
         other: std::collections::BTreeMap::default(),
     }];
     for context in config.contexts.iter_mut().filter_map(|named| named.context.as_mut()) {
-        context.user = Some(ACCOUNT.to_owned());
-        context.namespace = Some(JOB_NAMESPACE.to_owned());
+        context.user = Some(account.clone());
+        context.namespace = Some(release.job_namespace.clone());
     }
     write(&config, to)
 }
@@ -52,17 +51,31 @@ pub(super) fn server_address(kubeconfig: &Path) -> Result<SocketAddr> {
     let config = read(kubeconfig)?;
     let server = config.clusters.first().and_then(|named| named.cluster.as_ref()?.server.clone());
     let server = server.context("the kubeconfig names no server")?;
-    let authority = server.trim_start_matches("https://").trim_end_matches('/');
-    authority.parse().with_context(|| format!("the server {server} is not an IP address and port"))
+    resolve(&server)
+}
+
+/// An IPv4 address and port of a server's URL.
+///
+/// # Errors
+/// When it is no URL, or its host has no such address.
+pub(crate) fn resolve(server: &str) -> Result<SocketAddr> {
+    let url: http::Uri = server.parse().with_context(|| format!("{server} is no URL"))?;
+    let host = url.host().with_context(|| format!("{server} names no host"))?;
+    let port = url.port_u16().unwrap_or(443);
+    let mut addresses =
+        (host, port).to_socket_addrs().with_context(|| format!("{host} cannot be resolved"))?;
+    addresses.find(SocketAddr::is_ipv4).with_context(|| format!("{host} has no IPv4 address"))
 }
 
 /// Writes a copy of a kubeconfig that goes to another address, for the same server name.
 pub(super) fn redirect(kubeconfig: &Path, address: SocketAddr, to: &Path) -> Result<()> {
     let mut config = read(kubeconfig)?;
-    let original = server_address(kubeconfig)?.ip().to_string();
     for cluster in config.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        let original: http::Uri = cluster.server.as_deref().unwrap_or_default().parse().context("no URL")?;
         cluster.server = Some(format!("https://{address}"));
-        cluster.tls_server_name.get_or_insert_with(|| original.clone());
+        if cluster.tls_server_name.is_none() {
+            cluster.tls_server_name = original.host().map(str::to_owned);
+        }
     }
     write(&config, to)
 }

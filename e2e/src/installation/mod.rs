@@ -19,8 +19,9 @@ use tempfile::TempDir;
 use crate::cluster::Cluster;
 use crate::coordinator::{Coordinator, CoordinatorConfig};
 use crate::harness::{Driver, Harness, RunnerConfig};
+use crate::release::Release;
 
-pub use crate::product::{JOB_NAMESPACE, SYSTEM_NAMESPACE};
+pub(crate) use account::resolve;
 pub use proxy::Proxy;
 
 /// An installed Roadstead, a GitLab that gives it jobs, and a client that sees everything.
@@ -43,13 +44,20 @@ impl Installation {
     /// # Errors
     /// When there is no cluster, or Roadstead is not installed in it.
     pub async fn join() -> Result<Self> {
+        Self::of(Cluster::find()?).await
+    }
+
+    /// The one in that cluster.
+    ///
+    /// # Errors
+    /// When Roadstead is not installed in it.
+    pub async fn of(cluster: Cluster) -> Result<Self> {
         crypto_provider();
-        let cluster = Cluster::find()?;
         let shim = cluster.shim.clone().context("Roadstead is not installed: run `cargo e2e up`")?;
         let client = client_of(&cluster.kubeconfig).await?;
         let dir = tempfile::tempdir().context("cannot create a temporary folder")?;
         let kubeconfig = dir.path().join("shim.kubeconfig");
-        account::write_kubeconfig(&client, &cluster.kubeconfig, &kubeconfig).await?;
+        account::write_kubeconfig(&client, &cluster, &kubeconfig).await?;
         let coordinator = Coordinator::start(
             CoordinatorConfig::new((cluster.host_address, 0).into())
                 .advertise(format!("http://{}:{{port}}", cluster.host_address)),
@@ -65,12 +73,17 @@ impl Installation {
 
     /// The same with another driver in front of the shim.
     pub fn runner_with(&self, driver: Driver) -> RunnerConfig {
-        RunnerConfig::new(driver)
+        let config = RunnerConfig::new(driver)
             .coordinator(&self.coordinator)
             .env("KUBECONFIG", &self.kubeconfig)
-            .env("ROADSTEAD_NAMESPACE", JOB_NAMESPACE)
+            .env("ROADSTEAD_NAMESPACE", self.job_namespace())
             .env("ROADSTEAD_LOG_FILE", self.shim_log())
-            .env("ROADSTEAD_LOG", "debug")
+            .env("ROADSTEAD_LOG", "debug");
+        // Where the classes are shared, the one that jobs get without asking is somebody else's.
+        match self.release().class_prefix.as_str() {
+            "" => config,
+            _ => config.env("ROADSTEAD_CLASS", self.class_name("default")),
+        }
     }
 
     /// A harness with [`Self::runner`]'s configuration.
@@ -93,6 +106,26 @@ impl Installation {
         self.dir.path()
     }
 
+    /// The names that this installation goes by.
+    pub fn release(&self) -> &Release {
+        &self.cluster.release
+    }
+
+    /// The namespace that jobs run in.
+    pub fn job_namespace(&self) -> &str {
+        &self.release().job_namespace
+    }
+
+    /// The operator's namespace.
+    pub fn system_namespace(&self) -> &str {
+        &self.release().namespace
+    }
+
+    /// The full name of a JobClass of this installation.
+    pub fn class_name(&self, name: &str) -> String {
+        self.release().class(name)
+    }
+
     /// An image of the test cluster by its short name.
     pub fn image(&self, name: &str) -> Result<&str> {
         self.cluster.image(name)
@@ -100,12 +133,12 @@ impl Installation {
 
     /// The CiJobs of the job namespace.
     pub fn cijobs(&self) -> Api<CiJob> {
-        Api::namespaced(self.client.clone(), JOB_NAMESPACE)
+        Api::namespaced(self.client.clone(), self.job_namespace())
     }
 
     /// The pods of the job namespace.
     pub fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), JOB_NAMESPACE)
+        Api::namespaced(self.client.clone(), self.job_namespace())
     }
 
     /// The JobClasses.
@@ -159,15 +192,18 @@ impl Installation {
         }
     }
 
-    /// Creates a JobClass from the class `default` with changes, in place of one of that name.
-    pub async fn class(&self, name: &str, change: impl FnOnce(&mut JobClass)) -> Result<()> {
-        let base = self.classes().get("default").await.context("cannot read the class default")?;
-        let mut class = JobClass::new(name, base.spec);
+    /// Creates a JobClass from the class `default` with changes, in place of one of that name, and returns
+    /// its full name.
+    pub async fn class(&self, name: &str, change: impl FnOnce(&mut JobClass)) -> Result<String> {
+        let (name, base) = (self.class_name(name), self.class_name("default"));
+        let base =
+            self.classes().get(&base).await.with_context(|| format!("cannot read the class {base}"))?;
+        let mut class = JobClass::new(&name, base.spec);
         change(&mut class);
         // An error says that there is none, or comes again with the creation.
-        let _ = self.classes().delete(name, &DeleteParams::default()).await;
+        let _ = self.classes().delete(&name, &DeleteParams::default()).await;
         self.classes().create(&PostParams::default(), &class).await.context("cannot create a JobClass")?;
-        Ok(())
+        Ok(name)
     }
 
     /// A relay in front of the API server that can cut connections, and a kubeconfig of the shim's

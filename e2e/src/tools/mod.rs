@@ -89,6 +89,12 @@ impl Tools {
         Ok(Self { bins: builds.into_iter().map(|build| build.done).collect() })
     }
 
+    /// Those that PATH has.
+    #[must_use]
+    pub fn of_path() -> Self {
+        Self { bins: Vec::new() }
+    }
+
     /// A program's path.
     ///
     /// # Errors

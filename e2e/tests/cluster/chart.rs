@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use roadstead_e2e::installation::{Installation, SYSTEM_NAMESPACE};
+use roadstead_e2e::installation::Installation;
 use serde_json::json;
 
 fn chart() -> PathBuf {
@@ -26,9 +26,9 @@ fn helm(bench: &Installation, args: &[&str], chart: &Path) -> Result<Output> {
 fn upgrade(bench: &Installation, chart: &Path) -> Result<()> {
     let args = [
         "upgrade",
-        "roadstead",
+        &bench.release().name,
         "--namespace",
-        SYSTEM_NAMESPACE,
+        bench.system_namespace(),
         "--reuse-values",
         "--wait",
         "--timeout",
@@ -55,7 +55,7 @@ async fn the_operator_meets_the_restricted_pod_security_standard() -> Result<()>
     let bench = Installation::join().await?;
     let answer = bench
         .cluster
-        .kubectl(["label", "--dry-run=server", "--overwrite", "namespace", SYSTEM_NAMESPACE])
+        .kubectl(["label", "--dry-run=server", "--overwrite", "namespace", bench.system_namespace()])
         .arg("pod-security.kubernetes.io/enforce=restricted")
         .output()
         .context("cannot run kubectl")?;
@@ -69,11 +69,11 @@ async fn the_operator_meets_the_restricted_pod_security_standard() -> Result<()>
 async fn an_upgrade_renews_the_definitions_and_keeps_a_changed_class() -> Result<()> {
     let bench = Installation::join().await?;
     let described = |text: &str| Patch::Merge(json!({"spec": {"description": text}}));
-    let classes = bench.classes();
-    let before = classes.get("hardened").await.context("no class hardened")?;
+    let (classes, hardened) = (bench.classes(), bench.class_name("hardened"));
+    let before = classes.get(&hardened).await.context("no class hardened")?;
     let parameters = PatchParams::default();
     classes
-        .patch("hardened", &parameters, &described("changed by hand"))
+        .patch(&hardened, &parameters, &described("changed by hand"))
         .await
         .context("cannot change a class")?;
 
@@ -94,13 +94,13 @@ async fn an_upgrade_renews_the_definitions_and_keeps_a_changed_class() -> Result
         anyhow::Ok(serde_json::to_string(&crd).context("not JSON")?.contains("Marked by a test"))
     };
     assert!(marked().await?, "the upgrade did not renew the definition");
-    let after = classes.get("hardened").await.context("no class hardened")?;
+    let after = classes.get(&hardened).await.context("no class hardened")?;
     assert_eq!(after.metadata.uid, before.metadata.uid);
     assert_eq!(after.spec.description.as_deref(), Some("changed by hand"));
 
     upgrade(&bench, &chart())?;
     assert!(!marked().await?, "the upgrade back did not renew the definition");
     let original = before.spec.description.unwrap_or_default();
-    classes.patch("hardened", &parameters, &described(&original)).await.context("cannot restore a class")?;
+    classes.patch(&hardened, &parameters, &described(&original)).await.context("cannot restore a class")?;
     Ok(())
 }

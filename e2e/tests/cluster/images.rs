@@ -66,7 +66,7 @@ async fn the_hardened_class_runs_without_root_and_without_a_way_to_it() -> Resul
         "if sudo -n id -u; then exit 9; fi",
         "git log --oneline | cat",
     ]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", "hardened"))?;
+    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", bench.class_name("hardened")))?;
     let result = harness.run(&spec, DEADLINE).await?;
     result.assert_success();
     Ok(())
@@ -76,7 +76,7 @@ async fn the_hardened_class_runs_without_root_and_without_a_way_to_it() -> Resul
 async fn the_agent_comes_in_a_container_of_its_own_where_the_helper_lacks_it() -> Result<()> {
     let bench = Installation::join().await?;
     let helper = bench.image("debian-git")?.to_owned();
-    bench
+    let class = bench
         .class("e2e-container", |class| {
             class.spec.helper.agent = AgentSource::Container;
             class.spec.helper.image = Some(helper);
@@ -86,7 +86,7 @@ async fn the_agent_comes_in_a_container_of_its_own_where_the_helper_lacks_it() -
         })
         .await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["touch /x || echo read-only root"]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", "e2e-container"))?;
+    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
     let result = harness.run(&spec, DEADLINE).await?;
     result.assert_success();
     assert!(result.text().contains("read-only root"), "{}", result.text());

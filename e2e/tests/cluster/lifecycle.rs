@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use roadstead_crds::{CiJob, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::{Backend, Driver, Harness, Outcome};
-use roadstead_e2e::installation::{Installation, SYSTEM_NAMESPACE};
+use roadstead_e2e::installation::Installation;
 use roadstead_e2e::program;
 
 use crate::{DEADLINE, SOON};
@@ -77,9 +77,9 @@ async fn a_job_whose_runner_is_dead_ends_at_its_timeout() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_runner_is_dead_ends_at_the_orphan_time() -> Result<()> {
     let bench = Installation::join().await?;
-    bench.class("e2e-orphan", |class| class.spec.timeouts.orphan_seconds = 10).await?;
+    let class = bench.class("e2e-orphan", |class| class.spec.timeouts.orphan_seconds = 10).await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo running", "sleep 300"]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", "e2e-orphan"))?;
+    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
     let job = harness.start(&spec).await?;
     job.wait_log("running", DEADLINE).await?;
     let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
@@ -151,11 +151,11 @@ async fn an_operator_that_restarts_leaves_the_job_alone() -> Result<()> {
     let job = bench.harness()?.start(&spec).await?;
     job.wait_log("tick 0", DEADLINE).await?;
     let before = bench.cijob_of(spec.id).await?.status.and_then(|status| status.pod);
+    let (namespace, operator) = (bench.system_namespace(), format!("deploy/{}", bench.release().operator()));
     for args in [
-        ["delete", "pod", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--force"]
+        ["delete", "pod", "-n", namespace, "-l", "app.kubernetes.io/component=operator", "--force"]
             .as_slice(),
-        ["rollout", "status", "-n", SYSTEM_NAMESPACE, "deploy/roadstead-operator", "--timeout=60s"]
-            .as_slice(),
+        ["rollout", "status", "-n", namespace, &operator, "--timeout=60s"].as_slice(),
     ] {
         let status =
             bench.cluster.command("kubectl").args(args).stdout(std::process::Stdio::null()).status()?;
@@ -213,9 +213,9 @@ async fn deleting_the_object_ends_the_job_and_says_so() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_job_goes_after_its_ttl() -> Result<()> {
     let bench = Installation::join().await?;
-    bench.class("e2e-ttl", |class| class.spec.timeouts.ttl_seconds_after_finished = 2).await?;
+    let class = bench.class("e2e-ttl", |class| class.spec.timeouts.ttl_seconds_after_finished = 2).await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo fine"]);
-    let result = Harness::new(bench.runner().env("ROADSTEAD_CLASS", "e2e-ttl"))?.run(&spec, DEADLINE).await?;
+    let result = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?.run(&spec, DEADLINE).await?;
     result.assert_success();
     let gone = async {
         while !bench.cijobs_of(spec.id).await?.is_empty() {

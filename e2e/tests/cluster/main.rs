@@ -1,6 +1,7 @@
 //! Roadstead on a real cluster, as its users meet it. `cargo e2e test` brings the cluster and runs these.
 
 mod chart;
+mod existing;
 mod exits;
 mod faults;
 mod images;

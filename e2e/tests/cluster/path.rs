@@ -40,7 +40,7 @@ async fn a_job_checks_out_its_repository_and_runs_its_scripts() -> Result<()> {
         let job = bench.wait_cijob(&name, "finished", SOON, finished).await?;
         let status = job.status.context("a finished CiJob without a status")?;
         assert_eq!(status.phase, Some(Phase::Succeeded), "{status:#?}");
-        assert_eq!(status.class.as_deref(), Some("default"));
+        assert_eq!(status.class, Some(bench.class_name("default")));
         assert!(
             status.pod.as_ref().is_some_and(|pod| pod.node.is_some() && pod.uid.is_some()),
             "{status:#?}"

@@ -21,11 +21,12 @@ const COALESCED: usize = 2;
 /// Requests that name the job's CiJob or pod in their path, by account, verb and resource.
 fn requests_for(bench: &Installation, cijob: &str) -> Result<BTreeMap<String, usize>> {
     let log = fs::read_to_string(&bench.cluster.host_parts()?.audit_log).context("no audit log")?;
+    let accounts = format!("system:serviceaccount:{}:", bench.system_namespace());
     let mut counts = BTreeMap::new();
     for line in log.lines().filter(|line| line.contains(cijob)) {
         let event: Value = serde_json::from_str(line).context("an audit event is not JSON")?;
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let ours = text("/user/username").starts_with("system:serviceaccount:roadstead-system:");
+        let ours = text("/user/username").starts_with(&accounts);
         // One event per request: a stream's start is told apart from its end.
         let begun = matches!(text("/stage"), "ResponseStarted" | "ResponseComplete");
         let stream = matches!(text("/verb"), "watch") || text("/objectRef/subresource") == "exec";

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::installation::{Installation, JOB_NAMESPACE, SYSTEM_NAMESPACE};
+use roadstead_e2e::installation::Installation;
 
 use crate::DEADLINE;
 
@@ -61,12 +61,16 @@ async fn a_masked_value_is_nowhere_but_in_the_job() -> Result<()> {
     }
     assert!(witnesses > 0, "the search of etcd did not even find the job's name");
 
+    let operator = format!("deploy/{}", bench.release().operator());
     let places = [
         ("Events", text_of(bench.cluster.kubectl(["get", "events", "-A", "-o", "json"]))?),
-        ("CiJobs", text_of(bench.cluster.kubectl(["get", "cij", "-n", JOB_NAMESPACE, "-o", "json"]))?),
+        (
+            "CiJobs",
+            text_of(bench.cluster.kubectl(["get", "cij", "-n", bench.job_namespace(), "-o", "json"]))?,
+        ),
         (
             "the operator's log",
-            text_of(bench.cluster.kubectl(["logs", "-n", SYSTEM_NAMESPACE, "deploy/roadstead-operator"]))?,
+            text_of(bench.cluster.kubectl(["logs", "-n", bench.system_namespace(), &operator]))?,
         ),
         ("the shim's log at level debug", fs::read_to_string(bench.shim_log()).context("no shim log")?),
         ("the audit log", fs::read_to_string(&host.audit_log).context("no audit log")?),

@@ -6,13 +6,13 @@ use anyhow::{Context as _, Result};
 use http::Request;
 use roadstead_crds::labels::{AGENT_PATH, BUILD_CONTAINER, HELPER_CONTAINER};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::installation::{Installation, JOB_NAMESPACE, client_of};
+use roadstead_e2e::installation::{Installation, client_of};
 
 use crate::DEADLINE;
 
 fn as_shim(bench: &Installation, args: &[&str]) -> Result<Output> {
     let mut kubectl = bench.cluster.command("kubectl");
-    kubectl.env("KUBECONFIG", &bench.kubeconfig).args(["-n", JOB_NAMESPACE]).args(args);
+    kubectl.env("KUBECONFIG", &bench.kubeconfig).args(["-n", bench.job_namespace()]).args(args);
     kubectl.stdin(std::process::Stdio::null()).output().context("cannot run kubectl")
 }
 
@@ -48,6 +48,7 @@ async fn exec_reaches_the_agent_of_job_pods_and_nothing_else() -> Result<()> {
     job.wait_log("running", DEADLINE).await?;
     let pod = bench.cijob_of(spec.id).await?.status.and_then(|status| status.pod).context("no pod")?.name;
 
+    let namespace = bench.job_namespace();
     let client = client_of(&bench.kubeconfig).await?;
     let attach: &[&str] = &[AGENT_PATH, "attach"];
     for (pod, container, command, allowed) in [
@@ -62,7 +63,7 @@ async fn exec_reaches_the_agent_of_job_pods_and_nothing_else() -> Result<()> {
     ] {
         let command = format!("&command={}", command.join("&command="));
         let url = format!(
-            "/api/v1/namespaces/{JOB_NAMESPACE}/pods/{pod}/exec?container={container}{command}&stdin=true&stdout=true"
+            "/api/v1/namespaces/{namespace}/pods/{pod}/exec?container={container}{command}&stdin=true&stdout=true"
         );
         // Admission comes before the upgrade to a stream, which this request does not ask for.
         let request = Request::get(url).body(vec![])?;

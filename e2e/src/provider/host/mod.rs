@@ -36,12 +36,13 @@ use self::slot::{PREFIX, Slot};
 use crate::cluster::{Cluster, Component, Etcd, HostParts, request};
 use crate::exec::{capture, command, quote};
 use crate::hash::Key;
-use crate::images::Archive;
+use crate::images::{Archive, Builder};
 use crate::lock::Lock;
 use crate::packages;
 use crate::progress::Progress;
-use crate::provider::Provider;
-use crate::state::{ClusterDir, State, replace};
+use crate::provider::{Provider, Supply};
+use crate::release::Release;
+use crate::state::{ClusterDir, State, replace, workspace};
 use crate::tools::Tools;
 use crate::wait;
 
@@ -130,6 +131,7 @@ impl Host {
             host_address: slot.host(),
             bins: tools.bins().to_vec(),
             images,
+            release: Release::default(),
             shim,
             host: Some(HostParts {
                 control: self.dir.control_socket(),
@@ -268,6 +270,10 @@ impl Provider for Host {
         packages::ensure(progress, &self.state.cache("logs")?)
     }
 
+    fn tools(&self, progress: &Progress) -> Result<Tools> {
+        Tools::ensure(progress, &self.state, &workspace())
+    }
+
     fn start(&self, progress: &Progress, tools: &Tools) -> Result<Cluster> {
         if let Some(cluster) = self.running(progress, tools)? {
             progress.say("cluster: runs already");
@@ -298,6 +304,10 @@ impl Provider for Host {
 
     fn wait_ready(&self, progress: &Progress, cluster: &Cluster) -> Result<()> {
         node::wait_ready(progress, &self.dir, cluster)
+    }
+
+    fn supply(&self) -> Supply {
+        Supply::Built(Builder::Buildah)
     }
 
     fn load_images(&self, progress: &Progress, cluster: &Cluster, images: &[Archive]) -> Result<()> {
@@ -385,7 +395,7 @@ mod tests {
 
     fn host(root: &Path) -> Host {
         let state = State::at(root.to_owned());
-        let dir = state.cluster(Path::new("/clone")).unwrap();
+        let dir = state.cluster(Path::new("/clone"), crate::provider::Name::Host).unwrap();
         Host::new(state, dir)
     }
 

@@ -1,0 +1,143 @@
+//! What some tests need of a cluster and not every provider gives. Such tests are left out by name, and said to be.
+
+use crate::provider::Name;
+
+/// Something that a provider gives or does not give.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// The API server's audit log.
+    AuditLog,
+    /// The components: their processes, to be killed, stopped and paused, and the files of etcd and of the node.
+    Components,
+    /// A cluster that nobody else uses: its definitions and classes are changed.
+    OwnCluster,
+    /// A node of known speed that has the images already.
+    QuietNode,
+}
+
+/// Tests that need more than a cluster, by their names for libtest.
+const NEEDS: &[(&str, Need)] = &[
+    ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
+    ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
+    ("path::the_first_script_line_comes_within_a_second_and_a_half", Need::QuietNode),
+    ("requests::the_requests_of_a_job_do_not_grow_with_its_duration", Need::AuditLog),
+    ("secrets::a_masked_value_is_nowhere_but_in_the_job", Need::Components),
+];
+
+impl Need {
+    /// Whether clusters of that provider have it.
+    fn is_given_by(self, provider: Name) -> bool {
+        match provider {
+            Name::Host => true,
+            Name::Kind => self == Self::OwnCluster,
+            Name::Existing => false,
+        }
+    }
+
+    /// Why a test that needs it is left out.
+    fn lacking(self) -> &'static str {
+        match self {
+            Self::AuditLog => "it reads the API server's audit log",
+            Self::Components => "it looks into the cluster's components or disturbs them",
+            Self::OwnCluster => "it changes what all of the cluster shares",
+            Self::QuietNode => "it measures time, which means nothing on a node of unknown speed",
+        }
+    }
+}
+
+/// The tests that cannot run on that provider's clusters, each with the reason.
+pub fn left_out(provider: Name) -> Vec<(&'static str, &'static str)> {
+    let lacking = NEEDS.iter().filter(|(_, need)| !need.is_given_by(provider));
+    lacking.map(|(test, need)| (*test, need.lacking())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::*;
+    use crate::state::workspace;
+
+    /// How tests get at what only the host provider has.
+    const HOST_ONLY: [&str; 4] = ["host_parts(", ".control(", ".ctr(", ".cluster.status("];
+
+    /// The top-level functions of the cluster tests by their paths: (is a test, its text).
+    fn functions() -> BTreeMap<String, (bool, String)> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(workspace().join("e2e/tests/cluster")).unwrap().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap();
+            let module = entry.path().file_stem().unwrap().to_string_lossy().into_owned();
+            let mut attributes = String::new();
+            let mut name: Option<String> = None;
+            for line in text.lines() {
+                if let Some(rest) = ["async fn ", "pub async fn ", "fn ", "pub fn ", "pub(crate) fn "]
+                    .iter()
+                    .find_map(|start| line.strip_prefix(start))
+                {
+                    let own = rest.split(['(', '<']).next().unwrap();
+                    let path = format!("{module}::{own}");
+                    found.insert(path.clone(), (attributes.contains("test"), String::new()));
+                    name = Some(path);
+                }
+                if line.starts_with("#[") {
+                    attributes.push_str(line);
+                } else if !line.starts_with("//") {
+                    attributes.clear();
+                }
+                if let Some((_, body)) = name.as_ref().and_then(|name| found.get_mut(name)) {
+                    body.push_str(line);
+                    body.push('\n');
+                }
+                if line == "}" {
+                    name = None;
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_name_is_a_test_and_means_no_other_one() {
+        let functions = functions();
+        let tests: Vec<&String> =
+            functions.iter().filter(|(_, (is_test, _))| *is_test).map(|(name, _)| name).collect();
+        assert!(tests.len() > 20, "{tests:?}");
+        for (name, _) in NEEDS {
+            // `--skip` leaves out every test whose name contains the word.
+            let hit: Vec<_> = tests.iter().filter(|test| test.contains(name)).collect();
+            assert_eq!(hit, [&name], "{name}");
+        }
+    }
+
+    #[test]
+    fn every_test_that_uses_what_only_the_host_has_is_named() {
+        let functions = functions();
+        let uses = |text: &str| HOST_ONLY.iter().any(|word| text.contains(word));
+        let helpers: Vec<(&str, String)> = functions
+            .iter()
+            .filter(|(_, (is_test, text))| !is_test && uses(text))
+            .filter_map(|(path, _)| path.split_once("::"))
+            .map(|(module, name)| (module, format!("{name}(")))
+            .collect();
+        let mut seen = 0;
+        for (path, (is_test, text)) in &functions {
+            let module = path.split("::").next().unwrap();
+            let through = helpers.iter().any(|(own, call)| *own == module && text.contains(call.as_str()));
+            if *is_test && (uses(text) || through) {
+                seen += 1;
+                assert!(NEEDS.iter().any(|(name, _)| name == path), "{path} is not in the table of needs");
+            }
+        }
+        assert!(seen >= 2, "the search finds nothing any more");
+    }
+
+    #[test]
+    fn the_host_leaves_nothing_out_and_the_others_say_why() {
+        assert!(left_out(Name::Host).is_empty());
+        let names = |provider| left_out(provider).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(Name::Existing).len(), NEEDS.len());
+        assert!(names(Name::Kind).len() < NEEDS.len());
+        assert!(left_out(Name::Kind).iter().all(|(_, why)| why.starts_with("it ")));
+    }
+}
