@@ -61,14 +61,19 @@ impl Images<'_> {
         Ok(Recipe { base: Some(debian), ..recipe("debian-sudo", files) })
     }
 
+    /// The stand-in for GitLab's helper image, where there is a program for it.
+    pub(super) fn gitlab_helper<'d>(&self, debian: &'d Archive) -> Option<Recipe<'d>> {
+        let shell = self.workspace.join("e2e/images/gitlab-helper/gitlab-runner-build");
+        let files = vec![runner_helper()?, Input::new("bin/gitlab-runner-build", shell)];
+        Some(Recipe { base: Some(debian), ..recipe("gitlab-helper", files) })
+    }
+
     #[expect(clippy::unused_self, reason = "stands beside the other recipes")]
     pub(super) fn product_recipes<'d>(&self, programs: &Programs, debian: &'d Archive) -> [Recipe<'d>; 4] {
         let product = |name, files| Recipe { naming: Naming::Product, ..recipe(name, files) };
         let one = |name: &str, path: &Path| vec![Input::new(name, path)];
         let mut helper = one("bin/stage-agent", &programs.agent);
-        if let Some(path) = env::var_os(RUNNER_HELPER_ENV).filter(|path| !path.is_empty()) {
-            helper.push(Input::new("bin/gitlab-runner-helper", path));
-        }
+        helper.extend(runner_helper());
         [
             product("operator", one("roadstead-operator", &programs.operator)),
             product("executor-shim", one("executor-shim", &programs.shim)),
@@ -76,6 +81,12 @@ impl Images<'_> {
             Recipe { base: Some(debian), ..product("helper", helper) },
         ]
     }
+}
+
+/// gitlab-runner's helper, if the environment names one.
+fn runner_helper() -> Option<Input> {
+    let path = env::var_os(RUNNER_HELPER_ENV).filter(|path| !path.is_empty())?;
+    Some(Input::new("bin/gitlab-runner-helper", path))
 }
 
 fn recipe(name: &'static str, files: Vec<Input>) -> Recipe<'static> {

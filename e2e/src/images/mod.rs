@@ -87,6 +87,9 @@ impl<'a> Images<'a> {
         }
         archives.push(workshop.build(&Self::debian_user(&debian))?);
         archives.push(workshop.build(&self.debian_sudo(&debian)?)?);
+        if let Some(helper) = self.gitlab_helper(&debian) {
+            archives.push(workshop.build(&helper)?);
+        }
         archives.push(debian);
         Ok(archives)
     }

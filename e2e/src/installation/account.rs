@@ -16,11 +16,9 @@ use crate::cluster::Cluster;
 /// Longer than any test run.
 const TOKEN_SECONDS: i64 = 6 * 3600;
 
-/// Writes a kubeconfig like the administrator's, with a fresh token of the shim's account.
-pub(super) async fn write_kubeconfig(client: &Client, cluster: &Cluster, to: &Path) -> Result<()> {
-    let release = &cluster.release;
-    let account = release.shim_account();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &release.namespace);
+/// A fresh token of an account.
+pub(crate) async fn token(client: &Client, namespace: &str, account: &str) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
             expiration_seconds: Some(TOKEN_SECONDS),
@@ -29,10 +27,17 @@ pub(super) async fn write_kubeconfig(client: &Client, cluster: &Cluster, to: &Pa
         ..TokenRequest::default()
     };
     let answer = accounts
-        .create_token_request(&account, &PostParams::default(), &request)
+        .create_token_request(account, &PostParams::default(), &request)
         .await
-        .context("cannot get a token of the shim's account: is the chart installed?")?;
-    let token = answer.status.and_then(|status| status.token).context("the API server gave no token")?;
+        .with_context(|| format!("cannot get a token of the account {account}"))?;
+    answer.status.and_then(|status| status.token).context("the API server gave no token")
+}
+
+/// Writes a kubeconfig like the administrator's, with a fresh token of the shim's account.
+pub(super) async fn write_kubeconfig(client: &Client, cluster: &Cluster, to: &Path) -> Result<()> {
+    let release = &cluster.release;
+    let account = release.shim_account();
+    let token = token(client, &release.namespace, &account).await.context("is the chart installed?")?;
     let mut config = read(&cluster.kubeconfig)?;
     config.auth_infos = vec![NamedAuthInfo {
         name: account.clone(),

@@ -1,6 +1,6 @@
 //! Roadstead as it stands in a test cluster: everything that tests, demo and benchmark start from.
 
-mod account;
+pub(crate) mod account;
 mod proxy;
 
 use std::path::{Path, PathBuf};

@@ -6,6 +6,8 @@
 mod log;
 mod settings;
 
+pub use settings::KubernetesExecutor;
+
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +40,7 @@ pub fn program() -> Option<PathBuf> {
 pub struct RealRunner {
     program: PathBuf,
     config: RunnerConfig,
+    kubernetes: Option<KubernetesExecutor>,
     coordinator: Coordinator,
     folder: Arc<TempDir>,
 }
@@ -54,7 +57,14 @@ impl RealRunner {
             .prefix("roadstead-runner")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        Ok(Self { program: program.into(), config, coordinator, folder: Arc::new(folder) })
+        Ok(Self { program: program.into(), config, kubernetes: None, coordinator, folder: Arc::new(folder) })
+    }
+
+    /// Lets it use GitLab's own Kubernetes executor in place of the driver.
+    #[must_use]
+    pub fn kubernetes(mut self, executor: KubernetesExecutor) -> Self {
+        self.kubernetes = Some(executor);
+        self
     }
 
     /// Queues a job and starts a gitlab-runner that takes it.
@@ -71,7 +81,8 @@ impl RealRunner {
         let folder = self.folder.path().join(format!("runner-{number}"));
         std::fs::create_dir_all(folder.join("tmp")).context("cannot make the runner's folder")?;
         let file = folder.join("config.toml");
-        let text = settings::config_toml(&self.config, self.coordinator.url(), &token);
+        let text =
+            settings::config_toml(&self.config, self.kubernetes.as_ref(), self.coordinator.url(), &token);
         std::fs::write(&file, text).context("cannot write config.toml")?;
         let output = std::fs::File::create(folder.join("log")).context("cannot make the runner's log")?;
         let errors = output.try_clone().context("cannot share the runner's log")?;

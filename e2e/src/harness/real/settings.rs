@@ -1,13 +1,51 @@
 //! `config.toml` for a real gitlab-runner.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::config::{Program, RunnerConfig};
 use crate::harness::duration;
 
-/// The file for one runner.
-pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> String {
+/// Settings of GitLab's own Kubernetes executor (`[runners.kubernetes]`). All that is not here is left at its default.
+#[derive(Debug, Clone)]
+pub struct KubernetesExecutor {
+    /// URL of the API server.
+    pub host: String,
+    /// File with the API server's authority, PEM.
+    pub ca_file: PathBuf,
+    /// Token of the account that it uses.
+    pub bearer_token: String,
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Image of the pods' second container.
+    pub helper_image: String,
+}
+
+impl KubernetesExecutor {
+    fn section(&self) -> String {
+        let mut text = String::from("[runners.kubernetes]\npull_policy = [\"if-not-present\"]\n");
+        for (key, value) in [
+            ("host", self.host.as_str()),
+            ("ca_file", &self.ca_file.to_string_lossy()),
+            ("bearer_token", &self.bearer_token),
+            ("namespace", &self.namespace),
+            ("helper_image", &self.helper_image),
+        ] {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{key} = {}", quoted(value));
+        }
+        text
+    }
+}
+
+/// The file for one runner, with the driver or with GitLab's own executor.
+pub(super) fn config_toml(
+    config: &RunnerConfig,
+    kubernetes: Option<&KubernetesExecutor>,
+    url: &str,
+    token: &str,
+) -> String {
     let mut text =
         String::from("concurrent = 1\ncheck_interval = 1\nshutdown_timeout = 120\n\n[[runners]]\n");
     // Writing to a string cannot fail, here and below.
@@ -23,7 +61,7 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
         // A life that ends after the end of all timestamps ends now.
         set("token_expires_at", now.checked_add(life).unwrap_or(now).to_string());
     }
-    set("executor", quoted("custom"));
+    set("executor", quoted(if kubernetes.is_some() { "kubernetes" } else { "custom" }));
     set("shell", quoted(&config.shell));
     set("builds_dir", quoted(&config.builds_dir));
     set("cache_dir", quoted(&config.cache_dir));
@@ -52,7 +90,12 @@ pub(super) fn config_toml(config: &RunnerConfig, url: &str, token: &str) -> Stri
         let _ = writeln!(text, "{name} = {on}");
     }
     let _ = writeln!(text, "[runners.custom_build_dir]\nenabled = {}", config.custom_build_dir);
-    text.push_str("[runners.custom]\n");
+    text.push_str(&kubernetes.map_or_else(|| custom(config), KubernetesExecutor::section));
+    text
+}
+
+fn custom(config: &RunnerConfig) -> String {
+    let mut text = String::from("[runners.custom]\n");
     let driver = &config.driver;
     for (name, program) in [
         ("config", driver.config.as_ref()),
@@ -108,12 +151,32 @@ mod tests {
     fn the_driver_is_in_the_file() {
         let mut config = RunnerConfig::new(Driver::shim("/opt/a \"b\"/shim").args(["-v"]));
         config.graceful_kill_timeout = Duration::from_millis(1500);
-        let text = config_toml(&config, "http://h:1", "glrt-x");
+        let text = config_toml(&config, None, "http://h:1", "glrt-x");
         assert!(
             text.contains("run_exec = \"/opt/a \\\"b\\\"/shim\"\nrun_args = [\"run\", \"-v\"]\n"),
             "{text}"
         );
         assert!(text.contains("graceful_kill_timeout = 1\n"));
         assert!(text.contains("url = \"http://h:1\"\ntoken = \"glrt-x\"\n"));
+    }
+    #[test]
+    fn gitlabs_own_executor_takes_the_drivers_place() {
+        let executor = KubernetesExecutor {
+            host: "https://10.0.0.1:6443".into(),
+            ca_file: "/c/ca.crt".into(),
+            bearer_token: "t\"".into(),
+            namespace: "n".into(),
+            helper_image: "h:1".into(),
+        };
+        let config = RunnerConfig::new(Driver::shim("/opt/shim"));
+        let text = config_toml(&config, Some(&executor), "http://h:1", "glrt-x");
+        assert!(text.contains("executor = \"kubernetes\"\n") && !text.contains("[runners.custom]"), "{text}");
+        assert!(
+            text.ends_with(
+                "[runners.kubernetes]\npull_policy = [\"if-not-present\"]\nhost = \"https://10.0.0.1:6443\"\n\
+             ca_file = \"/c/ca.crt\"\nbearer_token = \"t\\\"\"\nnamespace = \"n\"\nhelper_image = \"h:1\"\n"
+            ),
+            "{text}"
+        );
     }
 }
