@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::bench;
 use crate::cargo::cargo;
 use crate::cluster::{Action, Cluster, Component};
 use crate::demo;
@@ -52,6 +53,9 @@ enum Verb {
     Images,
     /// Start the cluster, run a real job in it, and show its log, its object and where its time went
     Demo,
+    /// Start the cluster and measure: start, output, requests, memory; against GitLab's Kubernetes executor where
+    /// ROADSTEAD_GITLAB_RUNNER and ROADSTEAD_GITLAB_RUNNER_HELPER name a real gitlab-runner and its helper
+    Bench(bench::Options),
     /// Start the cluster, then run the tests of the whole workspace against it
     #[command(disable_help_flag = true)]
     Test {
@@ -140,6 +144,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 Verb::Env => bench.env()?,
                 Verb::Images => bench.images()?,
                 Verb::Demo => bench.demo()?,
+                Verb::Bench(options) => bench.bench(&options)?,
                 Verb::Test { arguments } => return bench.test(&arguments),
                 Verb::Component { action } => component(&action)?,
                 Verb::Launch { .. } | Verb::Supervise { .. } => {}
@@ -285,6 +290,12 @@ impl Bench {
         let cluster = self.up(true)?;
         let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
         runtime.block_on(demo::run(self.progress, cluster))
+    }
+
+    fn bench(&self, options: &bench::Options) -> Result<()> {
+        let cluster = self.up(true)?;
+        let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
+        runtime.block_on(bench::run(self.progress, cluster, options))
     }
 
     fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {

@@ -17,6 +17,7 @@ pub enum Need {
 
 /// Tests that need more than a cluster, by their names for libtest.
 const NEEDS: &[(&str, Need)] = &[
+    ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
     ("path::the_first_script_line_comes_within_a_second_and_a_half", Need::QuietNode),
@@ -60,7 +61,8 @@ mod tests {
     use crate::state::workspace;
 
     /// How tests get at what only the host provider has.
-    const HOST_ONLY: [&str; 4] = ["host_parts(", ".control(", ".ctr(", ".cluster.status("];
+    const HOST_ONLY: [&str; 6] =
+        ["AuditLog::", "measure(&plan)", "host_parts(", ".control(", ".ctr(", ".cluster.status("];
 
     /// The top-level functions of the cluster tests by their paths: (is a test, its text).
     fn functions() -> BTreeMap<String, (bool, String)> {

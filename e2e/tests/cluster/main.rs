@@ -1,5 +1,6 @@
 //! Roadstead on a real cluster, as its users meet it. `cargo e2e test` brings the cluster and runs these.
 
+mod bench;
 mod chart;
 mod existing;
 mod exits;

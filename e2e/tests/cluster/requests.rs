@@ -1,43 +1,29 @@
 //! What a job costs the API server, counted in its audit log.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use anyhow::{Context as _, Result};
+use roadstead_e2e::audit::AuditLog;
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::installation::Installation;
-use serde_json::Value;
 
 use crate::{DEADLINE, SOON};
 
-/// Most requests of shim and operator for a job without a checkout, those included that carry no
-/// name in their path (the creations of the CiJob and the pod, the Events).
-const MOST: usize = 30;
+/// Most requests of shim and operator for a job without a checkout.
+const MOST: usize = 35;
 
 /// By how much the status writes of two equal jobs may differ. A request every three seconds would
 /// make thirteen of it.
 const COALESCED: usize = 2;
 
-/// Requests that name the job's CiJob or pod in their path, by account, verb and resource.
+/// Requests that are about the job, by account, verb and resource.
 fn requests_for(bench: &Installation, cijob: &str) -> Result<BTreeMap<String, usize>> {
-    let log = fs::read_to_string(&bench.cluster.host_parts()?.audit_log).context("no audit log")?;
     let accounts = format!("system:serviceaccount:{}:", bench.system_namespace());
     let mut counts = BTreeMap::new();
-    for line in log.lines().filter(|line| line.contains(cijob)) {
-        let event: Value = serde_json::from_str(line).context("an audit event is not JSON")?;
-        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let ours = text("/user/username").starts_with(&accounts);
-        // One event per request: a stream's start is told apart from its end.
-        let begun = matches!(text("/stage"), "ResponseStarted" | "ResponseComplete");
-        let stream = matches!(text("/verb"), "watch") || text("/objectRef/subresource") == "exec";
-        if ours
-            && begun
-            && (!stream || text("/stage") == "ResponseComplete")
-            && text("/requestURI").contains(cijob)
-        {
-            let account = text("/user/username").rsplit(':').next().unwrap_or_default();
-            let what = [account, text("/verb"), text("/objectRef/resource"), text("/objectRef/subresource")];
-            *counts.entry(what.join(" ").trim_end().to_owned()).or_default() += 1;
+    for request in AuditLog::of(&bench.cluster)?.requests()? {
+        let ours = request.user.strip_prefix(&accounts);
+        if let Some(account) = ours.filter(|_| request.concerns(cijob)) {
+            *counts.entry(format!("{account} {}", request.kind())).or_default() += 1;
         }
     }
     Ok(counts)
