@@ -11,11 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema;
 
+/// What stands for the server and the project of a job that somebody runs by hand. It is no URL
+/// and no path of a project, so that such a job is never one of GitLab's.
+pub const BY_HAND: &str = "by-hand";
+
 /// One GitLab job, as requested.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct JobRequest {
-    /// URL of the GitLab server that assigned the job, without credentials.
+    /// URL of the GitLab server that assigned the job, without credentials; `by-hand` for a job
+    /// that somebody runs without GitLab.
     #[schemars(length(min = 1, max = 512))]
     pub server: String,
 
@@ -68,6 +73,13 @@ pub struct JobRequest {
     #[schemars(range(min = 1, max = 31_536_000))]
     pub timeout_seconds: i64,
 
+    /// How long the job's pod may be without a client, in seconds, where a job is run by hand: its
+    /// client comes and goes. Never longer than the job's timeout. Without it the class's
+    /// `timeouts.orphanSeconds` applies, as to every job of GitLab's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 86_400))]
+    pub keep_seconds: Option<i64>,
+
     /// When the shim asked, by the shim's clock. Zero point of the start breakdown in status.
     pub requested_at: MicroTime,
 }
@@ -81,11 +93,18 @@ pub enum TagSource {
     Runner,
 }
 
+impl JobRequest {
+    /// Whether somebody runs the job by hand, without GitLab.
+    pub fn is_by_hand(&self) -> bool {
+        self.server == BY_HAND
+    }
+}
+
 /// Which job of GitLab's it is.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct JobIdentity {
-    /// GitLab's ID of the job (`CI_JOB_ID`).
+    /// GitLab's ID of the job (`CI_JOB_ID`); 0 for a job that is run by hand.
     #[schemars(range(min = 0))]
     pub id: i64,
 

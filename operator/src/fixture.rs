@@ -46,6 +46,7 @@ pub fn request() -> JobRequest {
         class_name: None,
         image: Some(ImageRequest { name: "alpine:3.20".to_owned(), pull_policy: vec![], user: None }),
         timeout_seconds: 3600,
+        keep_seconds: None,
         requested_at: MicroTime(birth()),
     }
 }

@@ -342,8 +342,9 @@ impl Hub {
         // It is kept in memory anyway.
         let _ = spool::leave_record(dir, &record);
         // gitlab-runner has attempts for checkout, caches and artifacts only, and none for what it stopped.
-        let helper = self.options.container == labels::HELPER_CONTAINER;
-        self.orphan.stage_ended(helper && !record.stopped && record.code != Some(0));
+        // A step in this container was started by hand.
+        let repeated = self.options.container == labels::HELPER_CONTAINER && !run.stage.starts_with("step_");
+        self.orphan.stage_ended(repeated && !record.stopped && record.code != Some(0));
         for ended in self.book.end(record, spool) {
             spool::remove_record(dir, &ended.record.attempt);
             ended.spool.into_iter().for_each(Spool::remove);

@@ -23,7 +23,7 @@ use crate::shim::state::{State, StateError, StateFile};
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// What there is to let go of.
-enum Job {
+pub enum Job {
     /// It was never created.
     None,
     /// What the calls before this one have recorded.
@@ -40,14 +40,8 @@ pub async fn cleanup(options: &Options, env: &RunnerEnv) -> Option<String> {
     let note = match job {
         Job::None => note,
         job => {
-            let deadline = Instant::now() + WITHIN;
-            match tokio::time::timeout_at(deadline, let_go(options, &Secrets::known(env), job, deadline))
-                .await
-            {
-                Ok(Ok(())) => note,
-                Ok(Err(reason)) => Some(left_alone(&reason)),
-                Err(_) => Some(left_alone(&format!("no answer within {} s", WITHIN.as_secs()))),
-            }
+            let let_go = let_go(options, &Secrets::known(env), &job).await;
+            let_go.map_or_else(|reason| Some(left_alone(&reason)), |()| note)
         }
     };
     if let Some(Err(error)) = file.map(|file| file.remove()) {
@@ -71,30 +65,39 @@ fn job(file: Option<&StateFile>, env: &RunnerEnv) -> (Job, Option<String>) {
     (job, note)
 }
 
-fn left_alone(reason: &str) -> String {
+/// What to say where the job could not be let go of.
+pub fn left_alone(reason: &str) -> String {
     format!(
         "the job's pod is left to the cluster, which removes it when it is orphaned or past its deadline: {reason}"
     )
 }
 
-async fn let_go(options: &Options, secrets: &Secrets, job: Job, deadline: Instant) -> Result<(), String> {
+/// Lets go of the job. An error says why that was not possible.
+pub async fn let_go(options: &Options, secrets: &Secrets, job: &Job) -> Result<(), String> {
+    let deadline = Instant::now() + WITHIN;
+    let letting_go = let_go_by(options, secrets, job, deadline);
+    let late = |_| Err(format!("no answer within {} s", WITHIN.as_secs()));
+    tokio::time::timeout_at(deadline, letting_go).await.unwrap_or_else(late)
+}
+
+async fn let_go_by(options: &Options, secrets: &Secrets, job: &Job, deadline: Instant) -> Result<(), String> {
     let cluster = Cluster::find(options).await.map_err(|error| error.to_string())?;
     match job {
         Job::None => Ok(()),
         Job::Recorded(state) => {
-            let report = outcome::report(&state, secrets);
+            let report = outcome::report(state, secrets);
             let api = cluster.cijobs(&state.namespace);
             send(&api, &state.cijob, state.cijob_uid.as_deref(), &report, deadline).await
         }
         Job::Named(name, namespace) => {
-            let api = cluster.cijobs(&namespace);
+            let api = cluster.cijobs(namespace);
             let what = format!("look at the CiJob {namespace}/{name}");
-            let there = persistently(deadline, || api.get_opt(&name)).await;
+            let there = persistently(deadline, || api.get_opt(name)).await;
             match there.map_err(|error| error.sentence(&what))? {
                 // An earlier call may have reported it with all that was known.
                 Some(job) if !is_over(&job) => {
                     let uid = job.metadata.uid.as_deref();
-                    send(&api, &name, uid, &report_of_unknown(), deadline).await
+                    send(&api, name, uid, &report_of_unknown(), deadline).await
                 }
                 _ => Ok(()),
             }

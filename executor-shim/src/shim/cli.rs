@@ -5,18 +5,38 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// How jobs are run by hand.
+const BY_HAND: &str = r#"Jobs by hand:
+  echo '{"command":"run","script":["echo hello"]}' | executor-shim
+  echo '{"command":"initialize","image":"debian:12","keepSeconds":600}' | executor-shim
+  echo '{"command":"run","job":"NAME","script":["ls"],"container":"helper"}' | executor-shim
+  echo '{"command":"cleanup","job":"NAME"}' | executor-shim
+
+The exit code is the script's. Without one it is 2 where the request is wrong, 3 where Roadstead or the
+cluster failed, and 130 where a signal ended the call; "kind" in the answer says so too."#;
+
 /// The driver that gitlab-runner's custom executor calls: it runs each GitLab CI job in a pod of
 /// its own, through the Roadstead operator.
 ///
 /// gitlab-runner calls it with one of the commands below, and appends its own arguments. Options
 /// may stand before or after the command, so `config_args`, `prepare_args`, `run_args` and
 /// `cleanup_args` of config.toml can all carry them.
+///
+/// Without a command it reads one JSON object from standard input and answers with one on standard
+/// output: that is how jobs are run by hand.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "executor-shim", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "executor-shim",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = BY_HAND,
+    override_usage = "executor-shim [OPTIONS] <COMMAND>\n       executor-shim [OPTIONS] < REQUEST"
+)]
 pub struct Cli {
-    /// What gitlab-runner wants done.
+    /// What gitlab-runner wants done. Absent where a job is run by hand.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
 
     /// What holds for every command.
     #[command(flatten)]
@@ -66,11 +86,12 @@ pub struct Options {
     pub class: Option<String>,
 
     /// Diagnostics to write: a level (error, warn, info, debug, trace) or a list such as
-    /// `info,executor_shim=debug`. Without --log-file nothing below warn is written.
-    #[arg(long, env = "ROADSTEAD_LOG", global = true, value_name = "FILTER", default_value = "info")]
-    pub log: String,
+    /// `info,executor_shim=debug`. Where absent, info with --log-file and warn without.
+    #[arg(long, env = "ROADSTEAD_LOG", global = true, value_name = "FILTER")]
+    pub log: Option<String>,
 
-    /// File that diagnostics are appended to, instead of standard error.
+    /// File that diagnostics are appended to. Where absent, they go to standard error, which
+    /// gitlab-runner copies to the job log.
     #[arg(long, env = "ROADSTEAD_LOG_FILE", global = true, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
 
@@ -86,6 +107,11 @@ pub struct Options {
     /// Context of the kubeconfig. Where absent, its current one.
     #[arg(long, env = "ROADSTEAD_CONTEXT", global = true, value_name = "NAME")]
     pub context: Option<String>,
+
+    /// Directory that remembers jobs by hand, with their variables, between calls. Where absent, a
+    /// folder in $XDG_RUNTIME_DIR, $XDG_STATE_HOME or ~/.local/state.
+    #[arg(long, env = "ROADSTEAD_STATE_DIR", global = true, value_name = "PATH")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Form of the diagnostics.
@@ -115,7 +141,7 @@ mod tests {
         ] {
             let cli = parse(args);
             assert_eq!(cli.options.namespace.as_deref(), Some("jobs"), "{args:?}");
-            let Command::Run { script, stage } = cli.command else { panic!("{:?}", cli.command) };
+            let Some(Command::Run { script, stage }) = cli.command else { panic!("{:?}", cli.command) };
             assert_eq!((script.to_str(), stage.to_str()), (Some("/t/script"), Some("build_script")));
         }
     }
@@ -126,7 +152,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let odd = OsString::from_vec(vec![b'/', 0xff]);
         let args = ["executor-shim".into(), "run".into(), odd.clone(), "build_script".into()];
-        let Command::Run { script, .. } = Cli::try_parse_from(args).unwrap().command else { panic!() };
+        let Some(Command::Run { script, .. }) = Cli::try_parse_from(args).unwrap().command else { panic!() };
         assert_eq!(script, PathBuf::from(odd));
     }
 

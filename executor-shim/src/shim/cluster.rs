@@ -154,12 +154,14 @@ pub fn sentence(what: &str, error: &kube::Error) -> String {
     }
 }
 
-/// An error and its sources in one line.
+/// An error and its sources in one line. Parsers add a picture of what they could not read, which
+/// may be a kubeconfig with its token: only the first line of each error is taken.
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+    let first_line = |error: &dyn Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+    let mut text = first_line(error);
     let mut source = error.source();
     while let Some(error) = source {
-        let more = error.to_string();
+        let more = first_line(error);
         // Many errors repeat their source.
         if !text.contains(&more) {
             text = format!("{text}: {more}");

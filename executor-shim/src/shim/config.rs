@@ -42,26 +42,37 @@ pub async fn config(options: &Options, env: &RunnerEnv) -> Result<String, Failur
     let name = names::cijob_name(&request.server, request.job.id, &attempt_of(&tmpdir));
     let cluster = Cluster::find(options).await.map_err(|error| system(&error))?;
 
-    // Written first: whatever happens from here on, `cleanup` knows what to let go of.
     let file = StateFile::in_dir(&tmpdir);
     let mut state = State::new(cluster.namespace.clone(), name, now);
+    let (settings, status) = ask(&cluster, &file, &mut state, request).await?;
+    Ok(answer(&state, &settings, &status))
+}
+
+/// Asks for the job and waits until the operator has admitted it.
+pub async fn ask(
+    cluster: &Cluster,
+    file: &StateFile,
+    state: &mut State,
+    request: JobRequest,
+) -> Result<(JobConfig, CiJobStatus), Failure> {
+    // Written first: whatever happens from here on, `cleanup` knows what to let go of.
     let write = |state: &State| file.write(state).map_err(|error| Failure::system(error.to_string()));
-    write(&state)?;
-    let job = match create(&cluster, &state, request).await {
+    write(state)?;
+    let job = match create(cluster, state, request).await {
         Ok(job) => job,
         Err((failure, refused)) => {
             state.refused = refused;
-            write(&state)?;
+            write(state)?;
             return Err(failure);
         }
     };
     state.cijob_uid = job.uid();
-    write(&state)?;
-    let (settings, status) = admitted(&cluster, &state, job).await?;
+    write(state)?;
+    let (settings, status) = admitted(cluster, state, job).await?;
     state.shell = Some(settings.shell.as_str().to_owned());
     state.timeouts.clone_from(&status.timeouts);
-    write(&state)?;
-    Ok(answer(&state, &settings, &status))
+    write(state)?;
+    Ok((settings, status))
 }
 
 /// What is unique to this Prepare attempt: gitlab-runner gives each one a directory of its own.

@@ -1,4 +1,4 @@
-//! Diagnostics for administrators: tracing events to a file, or warnings to standard error.
+//! Diagnostics for administrators: tracing events to a file or to standard error.
 //!
 //! They never hold a script, a variable or the job response. That is also why the libraries that
 //! would print what passes through them stay at warnings, whatever the filter says.
@@ -19,6 +19,9 @@ use crate::shim::cli::{LogFormat, Options};
 
 /// Target of the shim's own events.
 const OWN: &str = "executor_shim";
+
+/// Filter where none was asked for.
+const USUAL: &str = "info";
 
 /// Libraries that print what passes through them.
 const TALKATIVE: [&str; 4] = ["h2", "hyper", "tungstenite", "tokio_tungstenite"];
@@ -49,17 +52,19 @@ pub enum DiagnosticsError {
 
 /// Sets up diagnostics for the rest of the process.
 pub fn set_up(options: &Options) -> Result<(), DiagnosticsError> {
-    let filter = filter(&options.log)
-        .map_err(|source| DiagnosticsError::Filter { filter: options.log.clone(), source })?;
+    let text = options.log.as_deref().unwrap_or(USUAL);
+    let filter =
+        filter(text).map_err(|source| DiagnosticsError::Filter { filter: text.to_owned(), source })?;
     let installed = if let Some(path) = &options.log_file {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.map_err(|source| DiagnosticsError::File { path: path.clone(), source })?;
-        install(filter, LevelFilter::TRACE, options.log_format, Appender(file))
+        let everything = Targets::new().with_default(LevelFilter::TRACE);
+        install(filter, everything, options.log_format, Appender(file))
     } else {
         // In the job log, whoever runs jobs reads them too: only the shim's own, and not the
-        // libraries' view of what it deals with.
-        let filter = filter.with_default(LevelFilter::OFF).with_target(OWN, LevelFilter::WARN);
-        install(filter, LevelFilter::WARN, options.log_format, io::stderr)
+        // libraries' view of what it deals with. What was not asked for has to be worth it.
+        let most = if options.log.is_some() { LevelFilter::TRACE } else { LevelFilter::WARN };
+        install(filter, Targets::new().with_target(OWN, most), options.log_format, io::stderr)
     };
     installed.map_err(DiagnosticsError::Twice)
 }
@@ -71,7 +76,7 @@ fn filter(text: &str) -> Result<Targets, tracing_subscriber::filter::ParseError>
 
 fn install<W>(
     filter: Targets,
-    most: LevelFilter,
+    most: Targets,
     format: LogFormat,
     writer: W,
 ) -> Result<(), SetGlobalDefaultError>

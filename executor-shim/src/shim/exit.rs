@@ -14,7 +14,7 @@ use roadstead_crds::reason::{Blame, Reason};
 use crate::shim::env::ExitCodes;
 
 /// What a shell adds to the number of the signal that ended a command.
-const SIGNAL_BASE: i32 = 128;
+pub const SIGNAL_BASE: i32 = 128;
 
 /// Exit code of a process that was killed for its memory, as shells show it.
 const KILLED: i32 = SIGNAL_BASE + 9;

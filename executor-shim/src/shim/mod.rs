@@ -4,7 +4,11 @@
 //! waits for it, `run` runs one stage in it, `cleanup` lets go of it. What one call knows and a
 //! later one needs is in [`state`]. How every call ends is in [`exit`], what it prints goes through
 //! [`joblog`].
+//!
+//! Without a command it does the same for a person or a program that has no gitlab-runner:
+//! [`by_hand`].
 
+pub mod by_hand;
 pub mod cleanup;
 pub mod cli;
 pub mod cluster;
@@ -28,12 +32,13 @@ pub mod state;
 pub mod watch;
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use roadstead_crds::reason::Blame;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Options};
 use env::RunnerEnv;
 use exit::{Answer, End, Failure};
 use joblog::{JobLog, Output as _};
@@ -44,6 +49,9 @@ use state::{StageEnd, StartFailure, StateFile};
 
 /// Threads for what the runtime cannot do without blocking: looking up names.
 const BLOCKING_THREADS: usize = 2;
+
+/// Exit code where a person has typed no command: as for any other wrong command line.
+const NOTHING_ASKED: u8 = 2;
 
 /// Runs the shim with the arguments, the first of which is the program's name.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -60,36 +68,55 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     // Both providers of cryptography may be in the tree; without a choice the first use panics.
     // That somebody has chosen before is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let Some(command) = &cli.command else { return by_hand_or_help(&cli.options) };
+    let exit = in_runtime(call(command, &cli.options, env));
+    exit.unwrap_or(system_failure)
+}
+
+/// Without a command a person at a terminal gets help; what comes from elsewhere is a request.
+fn by_hand_or_help(options: &Options) -> ExitCode {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        // That nobody reads the help does not change that there was nothing to do.
+        let _ = write!(io::stderr(), "{}", Cli::command().render_help());
+        return ExitCode::from(NOTHING_ASKED);
+    }
+    // Before signals are listened for: there is nothing yet that one would have to wait for.
+    let request = by_hand::read(stdin.lock());
+    in_runtime(by_hand::call(options, request)).unwrap_or(ExitCode::FAILURE)
+}
+
+/// Runs a call to its end; `None` where the system has no runtime to give.
+fn in_runtime(call: impl Future<Output = ExitCode>) -> Option<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
-        .build();
-    let Ok(runtime) = runtime else { return system_failure };
-    let exit = runtime.block_on(call(&cli, env));
+        .build()
+        .ok()?;
+    let exit = runtime.block_on(call);
     // A name that is still being looked up must not hold up the end.
     runtime.shutdown_background();
-    exit
+    Some(exit)
 }
 
-async fn call(cli: &Cli, env: RunnerEnv) -> ExitCode {
+async fn call(command: &Command, options: &Options, env: RunnerEnv) -> ExitCode {
     let codes = env.exit_codes();
     let system_failure = ExitCode::from(codes.system_failure);
     // From here on no signal ends the process by itself.
     let Ok(interrupt) = signals::listen() else { return system_failure };
     let Ok(mut log) = JobLog::new(env.clone()) else { return system_failure };
-    if let Err(error) = diagnostics::set_up(&cli.options) {
+    if let Err(error) = diagnostics::set_up(options) {
         log.line(&format!("{error}; there will be none")).await;
     }
-    let end = dispatch(cli, &env, &mut log, interrupt).await;
-    let command = cli.command.name();
+    let end = dispatch(command, options, &env, &mut log, interrupt).await;
     if let End::Failed(failure) = &end {
         log.line(&failure.sentence).await;
         let sentence = Secrets::known(&env).blacken(&failure.sentence);
-        tracing::info!(command, blame = ?failure.blame, sentence, "the call fails");
+        tracing::info!(command = command.name(), blame = ?failure.blame, sentence, "the call fails");
     } else {
-        tracing::info!(command, ?end, "the call ends");
+        tracing::info!(command = command.name(), ?end, "the call ends");
     }
-    let file = env.exit_code_file().filter(|_| matches!(cli.command, Command::Run { .. }));
+    let file = env.exit_code_file().filter(|_| matches!(command, Command::Run { .. }));
     let (exit, error) = end.answer().give(codes, file.as_deref());
     if let (Some(error), Some(file)) = (error, file) {
         log.line(&format!("cannot write the script's exit code to {}: {error}", file.display())).await;
@@ -97,11 +124,17 @@ async fn call(cli: &Cli, env: RunnerEnv) -> ExitCode {
     exit
 }
 
-async fn dispatch(cli: &Cli, env: &RunnerEnv, log: &mut JobLog, mut interrupt: Interrupt) -> End {
-    match &cli.command {
+async fn dispatch(
+    command: &Command,
+    options: &Options,
+    env: &RunnerEnv,
+    log: &mut JobLog,
+    mut interrupt: Interrupt,
+) -> End {
+    match command {
         Command::Config => {
             let result = tokio::select! {
-                result = config::config(&cli.options, env) => result.map_err(End::from),
+                result = config::config(options, env) => result.map_err(End::from),
                 _ = interrupt.wait() => Err(End::Interrupted),
             };
             let end = match result {
@@ -116,7 +149,7 @@ async fn dispatch(cli: &Cli, env: &RunnerEnv, log: &mut JobLog, mut interrupt: I
         }
         Command::Prepare => {
             let end = tokio::select! {
-                result = prepare::prepare(&cli.options, env, log) => result.map_or_else(End::from, |()| End::Done),
+                result = prepare::prepare(options, env, log) => result.map_or_else(End::from, |()| End::Done),
                 _ = interrupt.wait() => End::Interrupted,
             };
             note_start(env, &end);
@@ -125,11 +158,11 @@ async fn dispatch(cli: &Cli, env: &RunnerEnv, log: &mut JobLog, mut interrupt: I
         Command::Run { script, stage } => {
             let stage = Stage::new(stage.to_string_lossy());
             let work = (script.as_path(), &stage);
-            run::run(&cli.options, env, log, interrupt, work).await.unwrap_or_else(End::from)
+            run::run(options, env, log, interrupt, work).await.unwrap_or_else(End::from)
         }
         // It is short, and what it does is wanted even where gitlab-runner is in a hurry or gone.
         Command::Cleanup => {
-            if let Some(note) = cleanup::cleanup(&cli.options, env).await {
+            if let Some(note) = cleanup::cleanup(options, env).await {
                 log.line(&note).await;
             }
             End::Done

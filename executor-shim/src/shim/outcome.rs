@@ -31,15 +31,15 @@ fn verdict(state: &State) -> (Outcome, Option<i32>, Option<String>) {
     }
     let decisive: Vec<&StageRecord> = decisive(state);
     if let Some(record) = decisive.iter().find(|record| record.end != StageEnd::Succeeded) {
-        let message = record.message.clone().or_else(|| sentence(record));
+        let message = record.message.clone().or_else(|| sentence(record, client(state)));
         return (outcome(record.end), record.report.exit_code.filter(|code| *code != 0), message);
     }
     if let Some(stage) = &state.running {
         return (Outcome::Canceled, None, Some(format!("the call that ran the stage {stage} was killed")));
     }
     if !state.stages.iter().any(|record| Stage::new(record.report.name.as_str()).is_job_script()) {
-        let message = "gitlab-runner ended the job before its scripts ran";
-        return (Outcome::Canceled, None, Some(message.to_owned()));
+        let message = format!("{} ended the job before its scripts ran", client(state));
+        return (Outcome::Canceled, None, Some(message));
     }
     (Outcome::Succeeded, None, None)
 }
@@ -66,10 +66,15 @@ fn outcome(end: StageEnd) -> Outcome {
     }
 }
 
-fn sentence(record: &StageRecord) -> Option<String> {
+/// Who has the job run.
+fn client(state: &State) -> &'static str {
+    if state.by_hand { "whoever ran it by hand" } else { "gitlab-runner" }
+}
+
+fn sentence(record: &StageRecord, client: &str) -> Option<String> {
     let stage = &record.report.name;
     match (record.end, record.report.exit_code, record.report.signal) {
-        (StageEnd::Stopped, ..) => Some(format!("gitlab-runner ended the stage {stage}")),
+        (StageEnd::Stopped, ..) => Some(format!("{client} ended the stage {stage}")),
         (_, Some(code), _) => Some(format!("the script of the stage {stage} exited with {code}")),
         (_, None, Some(signal)) => Some(format!("signal {signal} ended the script of the stage {stage}")),
         (_, None, None) => None,

@@ -36,7 +36,8 @@ impl Secrets {
         job.map(|job| Self::of(&job, env)).unwrap_or_default()
     }
 
-    fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+    /// These values.
+    pub fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let long = values.into_iter().filter(|value| value.chars().count() >= SHORTEST);
         let mut values: Vec<String> = long.map(str::to_owned).collect();
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));

@@ -16,7 +16,7 @@ use crate::shim::redact::Secrets;
 /// Timeout that gitlab-runner itself assumes where GitLab sends none, in seconds.
 const DEFAULT_TIMEOUT_SECONDS: i64 = 7_200;
 /// Longest timeout that the API takes, in seconds.
-const LONGEST_TIMEOUT_SECONDS: i64 = 31_536_000;
+pub const LONGEST_TIMEOUT_SECONDS: i64 = 31_536_000;
 /// Server of jobs that have neither a repository nor variables, such as gitlab-runner's own check
 /// of its executor at the start.
 const NO_SERVER: &str = "unknown";
@@ -57,6 +57,7 @@ pub fn build(
             ..=0 => DEFAULT_TIMEOUT_SECONDS,
             seconds => seconds.min(LONGEST_TIMEOUT_SECONDS),
         },
+        keep_seconds: None,
         requested_at: MicroTime(in_microseconds(requested_at)),
     };
     check_lengths(&request)?;
@@ -168,7 +169,8 @@ fn shortened(text: &str, limit: usize) -> String {
     text.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
 }
 
-fn check_lengths(request: &JobRequest) -> Result<(), Failure> {
+/// Refuses what the API would not take, in words that say whose doing it is.
+pub fn check_lengths(request: &JobRequest) -> Result<(), Failure> {
     let sha = &request.git_ref.sha;
     if sha.len() > 64 || !sha.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(Failure::system("the commit in the job response is not a hexadecimal hash"));

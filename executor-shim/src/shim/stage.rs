@@ -27,16 +27,26 @@ impl std::fmt::Display for Container {
     }
 }
 
+/// What a script that is run by hand is called: it is a script of the job as any step is.
+const BY_HAND: &str = "step_run";
+
 /// One stage of a job, by the name that gitlab-runner gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     name: String,
+    /// Where it runs, if that does not follow from its name.
+    container: Option<Container>,
 }
 
 impl Stage {
     /// The stage of that name. Every name is a stage: gitlab-runner may add some.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into() }
+        Self { name: name.into(), container: None }
+    }
+
+    /// A script that is run by hand in that container.
+    pub fn by_hand(container: Container) -> Self {
+        Self { name: BY_HAND.to_owned(), container: Some(container) }
     }
 
     /// gitlab-runner's name of the stage.
@@ -46,7 +56,11 @@ impl Stage {
 
     /// Where the stage runs: the job's own scripts in `build`, all others in `helper`.
     pub fn container(&self) -> Container {
-        if self.is_job_script() || self.is_after_script() { Container::Build } else { Container::Helper }
+        self.container.unwrap_or(if self.is_job_script() || self.is_after_script() {
+            Container::Build
+        } else {
+            Container::Helper
+        })
     }
 
     /// Whether it is one of the job's scripts. `build_script` is what the custom executor calls
@@ -97,6 +111,14 @@ mod tests {
         }
         for name in helper {
             assert_eq!(Stage::new(name).container(), Container::Helper, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_script_by_hand_runs_where_it_is_wanted() {
+        for container in [Container::Build, Container::Helper] {
+            let stage = Stage::by_hand(container);
+            assert_eq!((stage.container(), stage.is_job_script()), (container, true));
         }
     }
 

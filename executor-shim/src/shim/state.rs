@@ -33,6 +33,9 @@ pub struct State {
     /// UID of the CiJob; absent while the answer to its creation is not known.
     #[serde(default)]
     pub cijob_uid: Option<String>,
+    /// Whether somebody runs the job by hand, without gitlab-runner.
+    #[serde(default)]
+    pub by_hand: bool,
     /// Whether the API server has refused to create the CiJob, so that there is none to let go of.
     #[serde(default)]
     pub refused: bool,
@@ -212,6 +215,7 @@ impl State {
             namespace,
             cijob,
             cijob_uid: None,
+            by_hand: false,
             refused: false,
             requested_at,
             pod: None,

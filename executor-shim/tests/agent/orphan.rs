@@ -98,9 +98,10 @@ fn a_dead_builds_client_does_not_keep_the_pod() {
 }
 
 /// Runs a script that fails, or is stopped, and goes.
-fn failed(agent: &Agent, script: &str, stop: bool) -> Instant {
+fn failed(agent: &Agent, stage: &str, script: &str, stop: bool) -> Instant {
     let mut connection = agent.connect();
     let mut session = Session::new(script);
+    session.run.stage = stage.into();
     connection.open_with(Work::Run(session.run.clone()), |open| open.orphan_ms = 100);
     connection.hello();
     session.upload(&mut connection, 0);
@@ -117,11 +118,15 @@ fn failed(agent: &Agent, script: &str, stop: bool) -> Instant {
 #[test]
 fn a_stage_that_may_be_tried_again_earns_time() {
     let flags = ["--orphan-ms", "100000", "--failed-orphan-ms", "1500"];
-    for (script, stop, earns) in
-        [("exit 0", false, false), ("exit 1", false, true), ("echo ready; sleep 99", true, false)]
-    {
+    for (stage, script, stop, earns) in [
+        ("get_sources", "exit 0", false, false),
+        ("get_sources", "exit 1", false, true),
+        ("get_sources", "echo ready; sleep 99", true, false),
+        // By hand.
+        ("step_run", "exit 1", false, false),
+    ] {
         let mut helper = Agent::with("helper", &flags, &[]);
-        let start = failed(&helper, script, stop);
+        let start = failed(&helper, stage, script, stop);
         assert_eq!(helper.wait().code(), Some(ORPHANED_EXIT_CODE));
         let waited = start.elapsed();
         // Sooner than at once by the clocks' grain.
@@ -133,7 +138,7 @@ fn a_stage_that_may_be_tried_again_earns_time() {
 #[test]
 fn the_jobs_own_script_is_not_tried_again() {
     let build = Agent::with("build", &["--failed-orphan-ms", "1500"], &[]);
-    failed(&build, "exit 1", false);
+    failed(&build, "build_script", "exit 1", false);
     let word = until("the word of a client's end", || {
         let word = std::fs::read_to_string(build.spool_dir().join("client")).unwrap();
         word.starts_with("idle").then_some(word)

@@ -39,7 +39,10 @@ fn help_names_every_command_and_option() {
         "--log-format",
         "--kubeconfig",
         "--context",
+        "--state-dir",
+        "ROADSTEAD_STATE_DIR",
         "--version",
+        r#"echo '{"command":"run","script":["echo hello"]}' | executor-shim"#,
     ] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
@@ -52,7 +55,7 @@ fn help_names_every_command_and_option() {
 #[test]
 fn a_wrong_command_line_is_a_system_failure() {
     for args in
-        [&[][..], &["start"], &["run"], &["run", "script"], &["config", "--nonsense"], &["config", "extra"]]
+        [&["start"][..], &["run"], &["run", "script"], &["config", "--nonsense"], &["config", "extra"]]
     {
         assert!(!stderr_of(shim().args(args), 2).is_empty(), "{args:?}");
         assert!(
@@ -173,6 +176,12 @@ fn diagnostics_go_to_their_file() {
     let log = std::fs::read_to_string(&file).unwrap();
     let event: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
     assert_eq!(event["command"], "prepare", "{log}");
+
+    // To standard error where it is asked for, and never to standard output.
+    let mut command = shim();
+    command.arg("prepare").env("TMPDIR", dir.path()).args(["--log", "debug", "--log-format", "json"]);
+    let text = stderr_of(&mut command, 2);
+    assert!(text.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
 
     let mut command = shim();
     command.arg("prepare").env("TMPDIR", dir.path()).args(["--log", "x=loud"]);

@@ -276,7 +276,8 @@ async fn what_was_allowed_may_be_so_again() {
     let start = Instant::now();
     let script = Script::new([Try::agent(&short_script(), 300)], denied);
     assert_eq!(supervised(&script).await.verdict, Verdict::Denied("no".into()));
-    assert!(start.elapsed() < Duration::from_secs(70), "{:?}", start.elapsed());
+    // A try comes at most a fifth of the outage later than the limit.
+    assert!(start.elapsed() < Duration::from_secs(75), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -245,6 +245,7 @@ impl<'a> Planner<'a> {
             clock: timeouts::clock(self.born(), job_seconds, self.now),
             job_seconds,
             orphan_seconds: status.timeouts.as_ref().map_or(0, |timeouts| timeouts.orphan_seconds),
+            client: if request.is_by_hand() { "whoever runs the job by hand" } else { "gitlab-runner" },
             late: self.start_deadline().filter(|deadline| self.now >= *deadline).map(|_| {
                 let seconds = status.timeouts.as_ref().map_or(0, |timeouts| timeouts.start_seconds);
                 let last = status.message.as_deref().unwrap_or_default();

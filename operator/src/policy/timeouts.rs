@@ -18,13 +18,15 @@ pub const BEHIND_OPERATOR_SECONDS: i64 = 60;
 /// prepares the job anew, twice, with a new CiJob each.
 pub const START_TROUBLE: SignedDuration = SignedDuration::from_secs(12);
 
-/// The timeouts of a job: the smaller of its own and the class's, the rest by the class.
+/// The timeouts of a job: the smaller of its own and the class's, the rest by the class, but for
+/// how long the pod of a job by hand is kept.
 pub fn effective(request: &JobRequest, class: &Timeouts) -> EffectiveTimeouts {
+    let job_seconds = request.timeout_seconds.min(class.job_seconds);
     EffectiveTimeouts {
-        job_seconds: request.timeout_seconds.min(class.job_seconds),
+        job_seconds,
         start_seconds: class.start_seconds,
         termination_grace_seconds: class.termination_grace_seconds,
-        orphan_seconds: class.orphan_seconds,
+        orphan_seconds: request.keep_seconds.map_or(class.orphan_seconds, |keep| keep.min(job_seconds)),
         ttl_seconds_after_finished: class.ttl_seconds_after_finished,
     }
 }
@@ -76,6 +78,15 @@ mod tests {
             let request = JobRequest { timeout_seconds: job, ..fixture::request() };
             let class = Timeouts { job_seconds: class, ..Timeouts::default() };
             assert_eq!(effective(&request, &class).job_seconds, effective_seconds);
+        }
+    }
+
+    #[test]
+    fn a_job_by_hand_says_how_long_it_is_kept_within_its_timeout() {
+        let class = Timeouts { job_seconds: 1800, orphan_seconds: 120, ..Timeouts::default() };
+        for (keep, seconds) in [(None, 120), (Some(10), 10), (Some(600), 600), (Some(86_400), 1800)] {
+            let request = JobRequest { keep_seconds: keep, ..fixture::request() };
+            assert_eq!(effective(&request, &class).orphan_seconds, seconds, "{keep:?}");
         }
     }
 

@@ -96,8 +96,10 @@ pub struct Case<'a> {
     pub clock: Clock,
     /// The job's timeout in seconds.
     pub job_seconds: i64,
-    /// Time without a client in seconds that the class allows.
+    /// Time without a client in seconds that the job is allowed.
     pub orphan_seconds: i64,
+    /// Who the client is, in words.
+    pub client: &'a str,
     /// Why the job did not start in time, if it did not.
     pub late: Option<String>,
     /// Where the pod is or was: `pod "x" on node "y"`.
@@ -163,8 +165,8 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
         PodEnd::ClientLost => Verdict::new(
             Reason::ClientLost,
             format!(
-                "nobody spoke to {place} for {} s, so gitlab-runner is gone or cut off: the pod ended itself",
-                case.orphan_seconds
+                "nobody spoke to {place} for {} s, so {} is gone or cut off: the pod ended itself",
+                case.orphan_seconds, case.client
             ),
         ),
         PodEnd::CannotStart(trouble) => Verdict::new(trouble.reason, &trouble.message),
@@ -252,6 +254,7 @@ mod tests {
             clock,
             job_seconds: 3600,
             orphan_seconds: 120,
+            client: "gitlab-runner",
             late: None,
             place: "pod \"p\" on node \"n\"",
             class: "default",

@@ -15,7 +15,7 @@ use crate::shim::exec::connect::{Connector, Exec};
 use crate::shim::exec::link::{Link, LinkEvent};
 use crate::shim::exec::schedule::Occasion;
 use crate::shim::exit::Failure;
-use crate::shim::joblog::{JobLog, Output as _};
+use crate::shim::joblog::{JobLog, Output};
 use crate::shim::stage::Container;
 use crate::shim::state::{PodState, State, StateFile};
 use crate::shim::watch::{Seen, Watch};
@@ -45,10 +45,19 @@ pub async fn prepare(options: &Options, env: &RunnerEnv, log: &mut JobLog) -> Re
     let file = StateFile::in_dir(&tmpdir);
     let mut state = file.read().map_err(|error| system(&error))?;
     let cluster = Cluster::find(options).await.map_err(|error| system(&error))?;
+    wait(&cluster, &file, &mut state, log).await
+}
+
+/// Waits until stages can run in the pod of that job, and notes which pod it is.
+pub async fn wait<O: Output>(
+    cluster: &Cluster,
+    file: &StateFile,
+    state: &mut State,
+    log: &mut O,
+) -> Result<(), Failure> {
     let name = state.cijob.clone();
     let watch = Watch::start(cluster.cijobs(&state.namespace), name, state.cijob_uid.clone(), None);
-    let mut start =
-        Start { state: &mut state, watch, lines: Lines::default(), log, status: None, trouble: None };
+    let mut start = Start { state, watch, lines: Lines::default(), log, status: None, trouble: None };
 
     let mut target = None;
     let deadline = Instant::now() + start.limit();
@@ -67,8 +76,7 @@ pub async fn prepare(options: &Options, env: &RunnerEnv, log: &mut JobLog) -> Re
         }
         target = start.target();
     }
-    drop(start);
-    file.write(&state).map_err(|error| system(&error))
+    file.write(start.state).map_err(|error| Failure::system(error.to_string()))
 }
 
 /// What reaching a pod came to.
@@ -79,17 +87,17 @@ enum Reached {
     OtherPod,
 }
 
-struct Start<'a> {
+struct Start<'a, O> {
     state: &'a mut State,
     watch: Watch,
     lines: Lines,
-    log: &'a mut JobLog,
+    log: &'a mut O,
     status: Option<CiJobStatus>,
     /// Why it does not go on, for the case that it never does.
     trouble: Option<String>,
 }
 
-impl Start<'_> {
+impl<O: Output> Start<'_, O> {
     fn limit(&self) -> Duration {
         let seconds = self.state.timeouts.as_ref().map_or(DEFAULT_START, |timeouts| timeouts.start_seconds);
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) + MARGIN

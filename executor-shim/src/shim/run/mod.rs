@@ -16,7 +16,7 @@ use crate::shim::env::RunnerEnv;
 use crate::shim::exec::connect::Exec;
 use crate::shim::exec::conversation::{Attempt, Progress, Stopping};
 use crate::shim::exit::{self, End, Failure};
-use crate::shim::joblog::{JobLog, Output as _};
+use crate::shim::joblog::{JobLog, Output};
 use crate::shim::random;
 use crate::shim::signals::Interrupt;
 use crate::shim::stage::Stage;
@@ -46,15 +46,33 @@ pub async fn run(
     let tmpdir = env.tmpdir().map_err(|error| Failure::system(error.to_string()))?;
     let file = StateFile::in_dir(&tmpdir);
     let mut known = file.read().map_err(|error| Failure::system(error.to_string()))?;
-    let pod = known.pod.clone();
-    let pod = pod.ok_or_else(|| Failure::system("no prepare call has found the job's pod ready"))?;
+    // Said before the script is looked at: without it there is nothing to run it in.
+    pod_of(&known)?;
     let script = std::fs::read(path)
         .map_err(|error| Failure::system(format!("cannot read the script {}: {error}", path.display())))?;
-    let attempt = attempt(&known, &pod, stage, script)?;
     let cluster = Cluster::find(options).await.map_err(|error| Failure::system(error.to_string()))?;
+    run_script(&cluster, &file, &mut known, (stage, script), log, interrupt).await
+}
 
+fn pod_of(known: &State) -> Result<PodState, Failure> {
+    known.pod.clone().ok_or_else(|| Failure::system("no prepare call has found the job's pod ready"))
+}
+
+/// Runs a script in the job's pod, and records how it went.
+pub async fn run_script<O: Output>(
+    cluster: &Cluster,
+    file: &StateFile,
+    known: &mut State,
+    (stage, script): (&Stage, Vec<u8>),
+    log: &mut O,
+    interrupt: Interrupt,
+) -> Result<End, Failure> {
+    let pod = pod_of(known)?;
+    let attempt = attempt(known, &pod, stage, script)?;
+    let (name, container, bytes) = (stage.name(), stage.container(), attempt.script.len());
+    tracing::info!(stage = name, %container, pod = pod.name, script_bytes = bytes, "the stage begins");
     known.running = Some(stage.name().to_owned());
-    file.write(&known).map_err(|error| Failure::system(error.to_string()))?;
+    file.write(known).map_err(|error| Failure::system(error.to_string()))?;
     let started = Timestamp::now();
     let exec = Exec::new(cluster.client.clone(), known.namespace.clone(), pod.name.clone());
     let uid = known.cijob_uid.clone();
@@ -74,15 +92,26 @@ pub async fn run(
     if let (None, Some(first)) = (known.start.first_byte_ms, progress.first_output) {
         known.start.first_byte_ms = Some(known.milliseconds(first));
     }
+    let report = report(&verdict, stage, &progress, wall);
+    tracing::info!(
+        stage = report.name,
+        exit_code = report.exit_code,
+        signal = report.signal,
+        stdout_bytes = report.stdout_bytes,
+        stderr_bytes = report.stderr_bytes,
+        duration_ms = report.duration_ms,
+        reconnects,
+        "the stage has ended"
+    );
     known.record(StageRecord {
-        report: report(&verdict, stage, &progress, wall),
+        report,
         end: stage_end(&verdict, &end),
         message: note.or_else(|| match &end {
             End::Failed(failure) => Some(failure.sentence.clone()),
             _ => None,
         }),
     });
-    if let Err(error) = file.write(&known) {
+    if let Err(error) = file.write(known) {
         // The stage has run; only the report on the job will not know of it.
         tracing::warn!(%error, "cannot note the end of the stage");
     }

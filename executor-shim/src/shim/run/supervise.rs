@@ -258,6 +258,8 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
             Ok(greeted) => greeted,
             Err(connection) => return connection,
         };
+        let known = hello.known;
+        tracing::debug!(%container, ?purpose, agent = hello.version, known, "connected to the agent");
         if purpose == Purpose::Run {
             self.greeted().await;
         }

@@ -1,0 +1,589 @@
+//! What is asked for by hand: one JSON object on standard input. Pure.
+//!
+//! It is read field by field instead of by derive: a sentence names the field that is wrong, and
+//! none quotes a value, which may be a secret.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::shim::redact::Secrets;
+use crate::shim::stage::Container;
+
+/// Longest input in bytes; a script goes through the agent's memory.
+const LIMIT: u64 = 64 * 1024 * 1024;
+
+/// Longest name that is repeated in a sentence, in characters.
+const LONGEST_WORD: usize = 64;
+
+/// Seconds that a job may be kept without a client: what the API takes.
+const KEEP_SECONDS: std::ops::RangeInclusive<i64> = 10..=86_400;
+
+/// Seconds for which a job is kept where the request does not say it.
+const KEPT_BY_DEFAULT: i64 = 600;
+
+/// What every sentence on an unusable input ends with.
+const EXAMPLE: &str = r#"expected is one JSON object such as {"command":"run","script":["echo hello"]}; `executor-shim --help` says more"#;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Start a job and keep it.
+    Initialize(Wishes),
+    /// Run a script.
+    Run {
+        /// In which job.
+        job: Job,
+        /// The script's lines.
+        script: Vec<String>,
+        /// In which container of its pod.
+        container: Container,
+    },
+    /// Let go of a job.
+    Cleanup(JobName),
+}
+
+/// The job that a script runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// One that lives as long as the call.
+    New(Wishes),
+    /// One that an earlier call has started.
+    Known(JobName),
+}
+
+/// What a new job shall be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Image of the container `build`; the class's where absent.
+    pub image: Option<String>,
+    /// Variables that its scripts find in their environment. Secret.
+    pub variables: Variables,
+    /// Tags that choose its class and its node.
+    pub tags: Vec<String>,
+    /// For how many seconds it is kept without a client; the class decides where absent.
+    pub keep_seconds: Option<i64>,
+}
+
+/// Variables by name. Their values are secret, so they are not printed.
+#[derive(Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Variables(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Variables {
+    /// The values, to be kept out of what others can read.
+    pub fn secrets(&self) -> Secrets {
+        Secrets::new(self.0.values().map(String::as_str))
+    }
+}
+
+/// Name of the CiJob of a job by hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobName(String);
+
+impl JobName {
+    /// The name, if it is one: GitLab's jobs are not for hands.
+    pub fn new(text: &str) -> Option<Self> {
+        let hash = text.strip_prefix("cij-0-")?;
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (hash.len() == 10 && hash.bytes().all(digit)).then(|| Self(text.to_owned()))
+    }
+
+    /// The name itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is wrong with the input.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{sentence}")]
+pub struct Mistake {
+    /// The command, where it was one.
+    pub command: Option<&'static str>,
+    /// One sentence.
+    pub sentence: String,
+}
+
+fn mistake<T>(sentence: impl Into<String>) -> Result<T, Mistake> {
+    Err(Mistake { command: None, sentence: sentence.into() })
+}
+
+/// Reads the request from where it comes from.
+pub fn read(input: impl Read) -> Result<Request, Mistake> {
+    let mut bytes = Vec::new();
+    match input.take(LIMIT + 1).read_to_end(&mut bytes) {
+        Ok(_) => {}
+        // There is none where nobody has opened it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return mistake(format!("cannot read standard input: {error}")),
+    }
+    if bytes.len() as u64 > LIMIT {
+        return mistake(format!("standard input is longer than {} MiB", LIMIT / 1024 / 1024));
+    }
+    parse(&bytes)
+}
+
+/// Reads a request.
+pub fn parse(input: &[u8]) -> Result<Request, Mistake> {
+    if input.iter().all(u8::is_ascii_whitespace) {
+        return mistake(format!("standard input is empty: {EXAMPLE}"));
+    }
+    let value: Value = match serde_json::from_slice(input) {
+        Ok(value) => value,
+        // Errors of syntax say where, and quote nothing.
+        Err(error) => return mistake(format!("standard input is not JSON: {error}; {EXAMPLE}")),
+    };
+    let Value::Object(map) = value else {
+        return mistake(format!("standard input is JSON, but no object: {EXAMPLE}"));
+    };
+    let mut fields = Fields { map, known: Vec::new() };
+    let Some(command) = fields.text("command")? else {
+        return mistake(format!("the field \"command\" is missing: {EXAMPLE}"));
+    };
+    let (command, request) = match command.as_str() {
+        "initialize" => ("initialize", initialize(&mut fields)),
+        "run" => ("run", run(&mut fields)),
+        "cleanup" => {
+            ("cleanup", fields.job().and_then(|job| job.map_or_else(no_job, |job| Ok(Request::Cleanup(job)))))
+        }
+        other => {
+            let other = word(other);
+            return mistake(format!("{other} is no command: it must be initialize, run or cleanup"));
+        }
+    };
+    // An unknown field explains best what else is wrong: it may be another one misspelt.
+    fields.end(command).and(request).map_err(|mistake| Mistake { command: Some(command), ..mistake })
+}
+
+fn initialize(fields: &mut Fields) -> Result<Request, Mistake> {
+    let wishes = fields.wishes()?;
+    let keep = fields.take("keepSeconds").map_or(Some(KEPT_BY_DEFAULT), |value| value.as_i64());
+    let Some(keep) = keep.filter(|seconds| KEEP_SECONDS.contains(seconds)) else {
+        let (least, most) = (KEEP_SECONDS.start(), KEEP_SECONDS.end());
+        return mistake(format!(
+            "the field \"keepSeconds\" must be a whole number of seconds from {least} to {most}"
+        ));
+    };
+    Ok(Request::Initialize(Wishes { keep_seconds: Some(keep), ..wishes }))
+}
+
+fn run(fields: &mut Fields) -> Result<Request, Mistake> {
+    let job = fields.job();
+    let script = fields.texts("script");
+    let container = fields.text("container");
+    let new = fields.wishes();
+    let job = match job? {
+        None => Job::New(new?),
+        Some(job) if new? == Wishes::default() => Job::Known(job),
+        Some(_) => {
+            return mistake(
+                "image, variables and tags belong to the command initialize: a job that is there has them already",
+            );
+        }
+    };
+    let Some(script) = script? else {
+        return mistake("the field \"script\" is missing: it is the list of the lines to run");
+    };
+    if script.iter().all(|line| line.trim().is_empty()) {
+        return mistake("the field \"script\" is empty: it is the list of the lines to run");
+    }
+    if script.iter().any(|line| line.contains('\0')) {
+        return mistake("the field \"script\" has a NUL character in it, which no shell can read");
+    }
+    let container = match container?.as_deref() {
+        None | Some("build") => Container::Build,
+        Some("helper") => Container::Helper,
+        Some(other) => {
+            return mistake(format!("{} is no container: it must be build or helper", word(other)));
+        }
+    };
+    Ok(Request::Run { job, script, container })
+}
+
+fn no_job<T>() -> Result<T, Mistake> {
+    mistake("the field \"job\" is missing: it is the name that the command initialize has answered")
+}
+
+/// The fields of the object that nobody has asked for yet.
+struct Fields {
+    map: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    /// Takes a field. One that is null is as good as none.
+    fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, name: &'static str) -> Result<Option<String>, Mistake> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => mistake(format!("the field \"{name}\" must be a string")),
+        }
+    }
+
+    fn texts(&mut self, name: &'static str) -> Result<Option<Vec<String>>, Mistake> {
+        let wrong = || mistake(format!("the field \"{name}\" must be a list of strings"));
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Array(items)) => {
+                let texts = items.into_iter().map(|item| match item {
+                    Value::String(text) => Some(text),
+                    _ => None,
+                });
+                texts.collect::<Option<Vec<_>>>().map_or_else(wrong, |texts| Ok(Some(texts)))
+            }
+            Some(_) => wrong(),
+        }
+    }
+
+    fn job(&mut self) -> Result<Option<JobName>, Mistake> {
+        let Some(text) = self.text("job")? else { return Ok(None) };
+        match JobName::new(&text) {
+            Some(name) => Ok(Some(name)),
+            None => mistake(format!(
+                "{} is not the name of a job by hand: those are named cij-0-<10 hexadecimal digits>",
+                word(&text)
+            )),
+        }
+    }
+
+    fn wishes(&mut self) -> Result<Wishes, Mistake> {
+        // All three first, so that they are known.
+        let (image, variables, tags) = (self.text("image"), self.variables(), self.texts("tags"));
+        let image = image?;
+        if image.as_deref().is_some_and(str::is_empty) {
+            return mistake("the field \"image\" is empty: leave it out for the image of the class");
+        }
+        let tags = tags?.unwrap_or_default();
+        Ok(Wishes { image, variables: variables?, tags, keep_seconds: None })
+    }
+
+    fn variables(&mut self) -> Result<Variables, Mistake> {
+        let map = match self.take("variables") {
+            None => return Ok(Variables::default()),
+            Some(Value::Object(map)) => map,
+            Some(_) => return mistake("the field \"variables\" must be an object of strings"),
+        };
+        let mut variables = BTreeMap::new();
+        for (name, value) in map {
+            if !is_variable_name(&name) {
+                return mistake(format!(
+                    "{} cannot be the name of a variable: letters, digits and underscores, no digit first",
+                    word(&name)
+                ));
+            }
+            let Value::String(value) = value else {
+                return mistake(format!("the variable {} must be a string", word(&name)));
+            };
+            if value.contains('\0') {
+                return mistake(format!(
+                    "the variable {} has a NUL character in it, which no environment can hold",
+                    word(&name)
+                ));
+            }
+            variables.insert(name, value);
+        }
+        Ok(Variables(variables))
+    }
+
+    /// Nothing else is there.
+    fn end(&self, command: &str) -> Result<(), Mistake> {
+        let Some(name) = self.map.keys().next() else { return Ok(()) };
+        let known: Vec<&str> = self.known.iter().copied().filter(|name| *name != "command").collect();
+        mistake(format!(
+            "{} is no field of the command {command}, which knows {}",
+            word(name),
+            known.join(", ")
+        ))
+    }
+}
+
+fn is_variable_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    !name.is_empty() && name.bytes().all(plain) && !name.as_bytes().first().is_some_and(u8::is_ascii_digit)
+}
+
+/// A word of the input, quoted and not too long.
+fn word(text: &str) -> String {
+    let short: String = text.chars().take(LONGEST_WORD).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("\"{}{more}\"", short.escape_debug())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const NAME: &str = "cij-0-0123456789";
+
+    fn parsed(value: &Value) -> Result<Request, Mistake> {
+        parse(value.to_string().as_bytes())
+    }
+
+    fn sentence(value: &Value) -> String {
+        parsed(value).unwrap_err().sentence
+    }
+
+    #[test]
+    fn requests() {
+        let job = || JobName::new(NAME).unwrap();
+        let script = || vec!["echo hello".to_owned()];
+        let wishes = Wishes {
+            image: Some("alpine".into()),
+            variables: Variables([("A_1".to_owned(), "x\n'y".to_owned())].into()),
+            tags: vec!["gpu".into()],
+            keep_seconds: None,
+        };
+        let all = json!({"image": "alpine", "variables": {"A_1": "x\n'y"}, "tags": ["gpu"]});
+        let with = |extra: Value| {
+            let mut all = all.clone();
+            all.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            all
+        };
+        for (value, request) in [
+            (
+                json!({"command": "run", "script": ["echo hello"]}),
+                Request::Run {
+                    job: Job::New(Wishes::default()),
+                    script: script(),
+                    container: Container::Build,
+                },
+            ),
+            (
+                with(json!({"command": "run", "script": ["echo hello"], "container": "helper", "job": null})),
+                Request::Run {
+                    job: Job::New(wishes.clone()),
+                    script: script(),
+                    container: Container::Helper,
+                },
+            ),
+            (
+                json!({"command": "run", "script": ["echo hello"], "job": NAME, "container": "build", "tags": []}),
+                Request::Run { job: Job::Known(job()), script: script(), container: Container::Build },
+            ),
+            (
+                with(json!({"command": "initialize", "keepSeconds": 10})),
+                Request::Initialize(Wishes { keep_seconds: Some(10), ..wishes.clone() }),
+            ),
+            (
+                json!({"command": "initialize"}),
+                Request::Initialize(Wishes { keep_seconds: Some(600), ..Wishes::default() }),
+            ),
+            (json!({"command": "cleanup", "job": NAME}), Request::Cleanup(job())),
+        ] {
+            assert_eq!(parsed(&value), Ok(request), "{value}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_and_quote_no_value() {
+        for (value, words) in [
+            (json!({"command": "start"}), "\"start\" is no command: it must be initialize, run or cleanup"),
+            (json!({"command": 7}), "the field \"command\" must be a string"),
+            (json!({"script": ["x"]}), "the field \"command\" is missing"),
+            (json!({"command": "run"}), "the field \"script\" is missing"),
+            (json!({"command": "run", "script": "s3cret"}), "the field \"script\" must be a list of strings"),
+            (json!({"command": "run", "script": ["x", 1]}), "the field \"script\" must be a list of strings"),
+            (json!({"command": "run", "script": []}), "the field \"script\" is empty"),
+            (json!({"command": "run", "script": ["", " \n"]}), "the field \"script\" is empty"),
+            (
+                json!({"command": "run", "script": ["s3cret\u{0}"]}),
+                "the field \"script\" has a NUL character",
+            ),
+            (
+                json!({"command": "run", "scripts": ["s3cret"]}),
+                "\"scripts\" is no field of the command run, which knows",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "keepSeconds": 60}),
+                "\"keepSeconds\" is no field of the command run",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "container": "init"}),
+                "\"init\" is no container: it must be build or helper",
+            ),
+            (json!({"command": "run", "script": ["x"], "image": ""}), "the field \"image\" is empty"),
+            (
+                json!({"command": "run", "script": ["x"], "image": ["s3cret"]}),
+                "the field \"image\" must be a string",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": "s3cret"}),
+                "the field \"variables\" must be an object of strings",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": {"A": ["s3cret"]}}),
+                "the variable \"A\" must be a string",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": {"A": "s3cret\u{0}"}}),
+                "the variable \"A\" has a NUL character",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": {"A B": "s3cret"}}),
+                "\"A B\" cannot be the name of a variable",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": {"": "s3cret"}}),
+                "\"\" cannot be the name of a variable",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "variables": {"1A": "s3cret"}}),
+                "\"1A\" cannot be the name of a variable",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "tags": "gpu"}),
+                "the field \"tags\" must be a list of strings",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "job": "cij-4711-0123456789"}),
+                "\"cij-4711-0123456789\" is not the name of a job by hand",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "job": "../../etc"}),
+                "\"../../etc\" is not the name of a job by hand",
+            ),
+            (
+                json!({"command": "run", "script": ["x"], "job": NAME, "image": "alpine"}),
+                "image, variables and tags belong to the command initialize",
+            ),
+            (json!({"command": "initialize", "job": NAME}), "\"job\" is no field of the command initialize"),
+            (
+                json!({"command": "initialize", "keepSeconds": 9}),
+                "the field \"keepSeconds\" must be a whole number of seconds from 10 to 86400",
+            ),
+            (
+                json!({"command": "initialize", "keepSeconds": 1.5}),
+                "the field \"keepSeconds\" must be a whole number",
+            ),
+            (
+                json!({"command": "initialize", "keepSeconds": "600"}),
+                "the field \"keepSeconds\" must be a whole number",
+            ),
+            (json!({"command": "cleanup"}), "the field \"job\" is missing"),
+            (
+                json!({"command": "cleanup", "job": NAME, "script": ["s3cret"]}),
+                "\"script\" is no field of the command cleanup, which knows job",
+            ),
+            (json!([{"command": "run"}]), "standard input is JSON, but no object"),
+            (json!("s3cret"), "standard input is JSON, but no object"),
+        ] {
+            let sentence = sentence(&value);
+            assert!(sentence.starts_with(words), "{value}: {sentence}");
+            assert!(!sentence.contains("s3cret") && sentence.lines().count() == 1, "{sentence}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_says_where() {
+        for (input, words) in [
+            ("", "standard input is empty: "),
+            (" \n", "standard input is empty: "),
+            ("hello", "standard input is not JSON: expected value at line 1 column 1; "),
+            (
+                "{\"command\":\"run\",\"script\":[\"s3cret",
+                "standard input is not JSON: EOF while parsing a string at line 1 column 34; ",
+            ),
+            (
+                "{\"command\":\"run\"}{}",
+                "standard input is not JSON: trailing characters at line 1 column 18; ",
+            ),
+            ("{'command':'run'}", "standard input is not JSON: key must be a string at line 1 column 2; "),
+        ] {
+            let sentence = parse(input.as_bytes()).unwrap_err().sentence;
+            assert!(sentence.starts_with(words), "{input}: {sentence}");
+            assert!(!sentence.contains("s3cret"), "{sentence}");
+        }
+        assert!(parse(b"{\"command\":\"\xff\"}").is_err());
+        assert!(parse("[".repeat(100_000).as_bytes()).is_err(), "depth is no overflow");
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_read_to_its_end() {
+        let endless = io::repeat(b' ');
+        assert_eq!(read(endless).unwrap_err().sentence, "standard input is longer than 64 MiB");
+    }
+
+    #[test]
+    fn names_are_short_and_harmless_in_sentences() {
+        let sentence = sentence(&json!({"command": format!("\u{1b}[2J{}", "x".repeat(500))}));
+        assert!(sentence.starts_with("\"\\u{1b}[2Jxxx") && sentence.len() < 200, "{sentence}");
+    }
+
+    #[test]
+    fn values_are_not_printed_with_a_request() {
+        let request = parsed(&json!({"command": "initialize", "variables": {"A": "s3cret"}})).unwrap();
+        let text = format!("{request:?}");
+        assert!(text.contains("\"A\"") && !text.contains("s3cret"), "{text}");
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,12}".prop_map(Value::from),
+            prop_oneof![Just(NAME), Just("run"), Just("build"), Just("echo x")].prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("\\PC{0,6}", inner, 0..4).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_a_sentence(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Err(mistake) = parse(&bytes) {
+                prop_assert!(!mistake.sentence.is_empty() && mistake.sentence.lines().count() == 1);
+            }
+        }
+
+        #[test]
+        fn any_object_is_a_request_or_a_sentence(
+            command in prop_oneof![Just("initialize"), Just("run"), Just("cleanup"), Just("x")],
+            fields in prop::collection::btree_map(
+                prop_oneof![
+                    Just("job".to_owned()), Just("script".to_owned()), Just("image".to_owned()),
+                    Just("variables".to_owned()), Just("tags".to_owned()), Just("keepSeconds".to_owned()),
+                    Just("container".to_owned()), "\\PC{0,8}",
+                ],
+                any_json(),
+                0..5,
+            )
+        ) {
+            let mut object = json!(fields);
+            object["command"] = json!(command);
+            match parsed(&object) {
+                Ok(Request::Initialize(_)) => prop_assert_eq!(command, "initialize"),
+                Ok(Request::Run { script, .. }) => {
+                    prop_assert_eq!(command, "run");
+                    prop_assert!(script.iter().any(|line| !line.trim().is_empty()));
+                }
+                Ok(Request::Cleanup(_)) => prop_assert_eq!(command, "cleanup"),
+                Err(mistake) => {
+                    prop_assert_eq!(mistake.sentence.lines().count(), 1);
+                    prop_assert_eq!(mistake.command, (command != "x").then_some(command));
+                }
+            }
+        }
+    }
+}
