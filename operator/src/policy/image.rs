@@ -37,11 +37,12 @@ pub fn choose<'a>(
         (Some(image), _) => image.name.as_str(),
         (None, Some(default)) => default.as_str(),
         (None, None) => {
+            let place = if request.is_by_hand() { "in the request" } else { "in .gitlab-ci.yml" };
             return Err(Verdict::new(
                 Reason::InvalidImageName,
                 format!(
                     "the job names no image and JobClass \"{class_name}\" has no default one: \
-                     set `image:` in .gitlab-ci.yml"
+                     set `image:` {place}"
                 ),
             ));
         }
