@@ -18,6 +18,7 @@ pub enum Need {
 /// Tests that need more than a cluster, by their names for libtest.
 const NEEDS: &[(&str, Need)] = &[
     ("bench::the_benchmark_measures_every_row", Need::AuditLog),
+    ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
     ("path::the_first_script_line_comes_within_a_second_and_a_half", Need::QuietNode),
