@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     if let Err(code) = log_to_stderr(&cli) {
         return code;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // It waits for most of its life, and one thread admits several hundred jobs a second. A thread for each of a node's
+    // processors would only cost memory, since each allocates from a heap of its own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no runtime");

@@ -16,6 +16,10 @@ use serde::de::DeserializeOwned;
 use crate::backoff::{Random, WatchBackoff};
 use crate::telemetry::Metrics;
 
+/// Objects in one page of a list. A page is in memory as text, as a tree and as objects at the same time, and what the
+/// heap has grown by stays with the process.
+const PAGE: u32 = 100;
+
 /// Events of objects of our own kinds. One that cannot be decoded is left out and named in the
 /// log: it must not hold up the others.
 pub fn objects<K>(
@@ -27,7 +31,7 @@ pub fn objects<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let events = lasting(watch(api, watcher::Config::default()), what, metrics, random);
+    let events = lasting(watch(api, watcher::Config::default().page_size(PAGE)), what, metrics, random);
     events
         .filter_map(move |event| async move { decoded(event, what) })
         .map(|event| event.modify(|object: &mut K| object.meta_mut().managed_fields = None))
@@ -35,7 +39,7 @@ where
 
 /// Events of job pods, without what the operator has no use for.
 pub fn pods(api: Api<Pod>, metrics: Metrics, random: Random) -> impl Stream<Item = Event<Pod>> + Send {
-    let config = watcher::Config::default().labels(labels::CIJOB);
+    let config = watcher::Config::default().labels(labels::CIJOB).page_size(PAGE);
     lasting(watch(api, config), "pods", metrics, random).map(|event| event.modify(reduce))
 }
 
