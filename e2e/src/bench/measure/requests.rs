@@ -16,8 +16,9 @@ use crate::release::Release;
 /// Most requests of a trivial job.
 const TRIVIAL: f64 = 35.0;
 
-/// By how much two jobs may differ that differ in their duration only: changes that fall together are one write.
-const SAME: f64 = 2.0;
+/// By how much a job that waits may differ from one that is over at once: that one ends before the kubelet reports its
+/// containers, and changes that fall together are one write. Asking every three seconds would be 20 in a minute.
+const SAME: f64 = 4.0;
 
 /// How long the log has to stay as it is before it counts as complete, and how often it is looked at.
 const SETTLED: Duration = Duration::from_millis(500);
