@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::request::PullPolicy;
 use crate::schema;
 
+mod placement;
+mod resources;
+
+pub use placement::{Allowed, Placement, PlacementRule};
+pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
+
 /// Name of the class that applies to jobs that name none.
 pub const DEFAULT_CLASS: &str = "default";
 
@@ -51,9 +57,19 @@ pub struct JobClassSpec {
     #[serde(default)]
     pub builds: Builds,
 
-    /// Requests and limits of the containers.
+    /// Requests and limits of the containers, and how far a job may change them.
     #[serde(default)]
     pub resources: ContainerResources,
+
+    /// Where jobs run by their tags.
+    #[serde(default)]
+    pub placement: Placement,
+
+    /// What jobs may set with their variables besides resources, which `resources` bounds. Each
+    /// list holds regular expressions (RE2 syntax), one of which has to match the whole value of
+    /// the variable. A job that sets what none matches is refused.
+    #[serde(default)]
+    pub allow: Allowed,
 
     /// How long things may take.
     #[serde(default)]
@@ -170,40 +186,6 @@ impl Default for Builds {
     }
 }
 
-/// Requests and limits of each container of the pod.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainerResources {
-    /// The container that runs the job's scripts.
-    #[serde(default)]
-    pub build: Resources,
-    /// The container that checks out and moves caches and artifacts; the container that only
-    /// copies the agent gets the same.
-    #[serde(default)]
-    pub helper: Resources,
-}
-
-/// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[x_kube(
-    validation = Rule::new("self.requests.all(name, isQuantity(self.requests[name]) && quantity(self.requests[name]).compareTo(quantity('0')) >= 0) && self.limits.all(name, isQuantity(self.limits[name]) && quantity(self.limits[name]).compareTo(quantity('0')) >= 0)")
-        .message("requests and limits must be Kubernetes quantities such as 500m or 2Gi, and not negative"),
-    validation = Rule::new("self.requests.all(name, !isQuantity(self.requests[name]) || !(name in self.limits) || !isQuantity(self.limits[name]) || quantity(self.requests[name]).compareTo(quantity(self.limits[name])) <= 0)")
-        .message("a request must not exceed its limit")
-)]
-#[serde(rename_all = "camelCase")]
-pub struct Resources {
-    /// What the scheduler sets aside for the container.
-    #[serde(default)]
-    #[schemars(schema_with = "schema::quantities")]
-    pub requests: BTreeMap<String, String>,
-
-    /// What the container cannot exceed.
-    #[serde(default)]
-    #[schemars(schema_with = "schema::quantities")]
-    pub limits: BTreeMap<String, String>,
-}
-
 /// How long things may take, in seconds.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -288,6 +270,16 @@ pub struct PodSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), transform = schema::bounded)]
     pub tolerations: Vec<Toleration>,
+
+    /// ServiceAccount of the pod, in the job's namespace. The namespace's `default` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+
+    /// Whether the containers get a token of the ServiceAccount. With it every script of the job can
+    /// do what the account can.
+    #[serde(default)]
+    pub automount_service_account_token: bool,
 
     /// Security context of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]

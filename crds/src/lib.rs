@@ -14,6 +14,10 @@ pub mod labels;
 #[cfg(feature = "objects")]
 pub mod names;
 #[cfg(feature = "objects")]
+pub mod overrides;
+#[cfg(feature = "objects")]
+pub mod quantity;
+#[cfg(feature = "objects")]
 pub mod reason;
 #[cfg(feature = "objects")]
 pub mod report;

@@ -30,6 +30,8 @@ pub enum Reason {
     ClassNotFound,
     /// The JobClass cannot be applied: its pod overlay is not a pod, or breaks a boundary.
     ClassInvalid,
+    /// The job asks for resources, nodes or other parts of its pod that its class does not allow.
+    OverrideRefused,
     /// The reference of the job's image is malformed.
     InvalidImageName,
     /// The registry does not have the image, or hides it from these credentials.
@@ -85,6 +87,7 @@ impl Reason {
             Self::StartTimeout => "StartTimeout",
             Self::ClassNotFound => "ClassNotFound",
             Self::ClassInvalid => "ClassInvalid",
+            Self::OverrideRefused => "OverrideRefused",
             Self::InvalidImageName => "InvalidImageName",
             Self::ImageNotFound => "ImageNotFound",
             Self::ImagePullFailed => "ImagePullFailed",
@@ -105,6 +108,7 @@ impl Reason {
     pub fn blame(self) -> Blame {
         match self {
             Self::ScriptFailed
+            | Self::OverrideRefused
             | Self::InvalidImageName
             | Self::ImageNotFound
             | Self::ImageUnusable

@@ -2,7 +2,9 @@
 //!
 //! Every field is taken from the job response that GitLab sent (the file behind
 //! `JOB_RESPONSE_FILE`), never from the environment, which the job's own variables can shadow.
-//! No variable, token or script is part of it.
+//! No token or script is part of it, and of the variables only those of [`crate::overrides`].
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::KubeSchema;
@@ -67,6 +69,12 @@ pub struct JobRequest {
     /// Image of the build container. Without it the class's default image applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRequest>,
+
+    /// What the job asks for with its variables, by the variable's name: resources, nodes, labels,
+    /// annotations, service account. Nothing but variables that Roadstead knows, expanded.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::overrides")]
+    pub overrides: BTreeMap<String, String>,
 
     /// Timeout of the job in seconds as GitLab computed it (the smaller of the project's or job's
     /// and the runner's). The class may shorten it.

@@ -7,15 +7,18 @@ use serde_json::{Value, json};
 /// Longest string in a field whose type is Kubernetes' own. Kubernetes documents tighter limits
 /// for most of them and checks those when the pod is created.
 const MAX_FOREIGN_LENGTH: u32 = 4096;
-/// Most items of a list in a field whose type is Kubernetes' own.
+/// Most items of a list or map in a field whose type is Kubernetes' own.
 const MAX_FOREIGN_ITEMS: u32 = 64;
 
-/// Gives every string and list of one of Kubernetes' own types a limit: they have none, and
+/// Gives every string, list and map of one of Kubernetes' own types a limit: they have none, and
 /// without limits the API server cannot bound what a rule over the object costs.
 pub(crate) fn bounded(schema: &mut Schema) {
     let limit = match schema.get("type") {
         Some(kind) if is(kind, "string") => Some(("maxLength", MAX_FOREIGN_LENGTH)),
         Some(kind) if is(kind, "array") => Some(("maxItems", MAX_FOREIGN_ITEMS)),
+        Some(kind) if is(kind, "object") && schema.get("additionalProperties").is_some() => {
+            Some(("maxProperties", MAX_FOREIGN_ITEMS))
+        }
         _ => None,
     };
     if let Some((keyword, limit)) = limit {
@@ -54,7 +57,12 @@ pub(crate) fn labels(_: &mut schemars::SchemaGenerator) -> Schema {
     map_of_strings(32, 63)
 }
 
-fn map_of_strings(entries: u32, length: u32) -> Schema {
+/// Map from the names of a job's variables to their values.
+pub(crate) fn overrides(_: &mut schemars::SchemaGenerator) -> Schema {
+    map_of_strings(crate::overrides::MOST, crate::overrides::LONGEST_VALUE)
+}
+
+fn map_of_strings(entries: usize, length: usize) -> Schema {
     schemars::json_schema!({
         "type": "object",
         "maxProperties": entries,

@@ -53,6 +53,11 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, EffectiveResources>,
 
+    /// What the job asked for with its variables and tags, and what became of it; at most 128. What
+    /// is not listed is by the class.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<OverrideReport>,
+
     /// Timeouts that apply to the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<EffectiveTimeouts>,
@@ -179,6 +184,44 @@ pub struct EffectiveResources {
     /// What the container cannot exceed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, String>,
+}
+
+/// One thing that a job asked for, or that changed because of it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OverrideReport {
+    /// What it is about: `build memory limit`, `node selector`, `service account`.
+    pub what: String,
+    /// What was asked for. Absent where the class's own value had to follow another change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
+    /// What the class allows. Absent where it allows nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<String>,
+    /// What applies. Absent where nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<String>,
+    /// Where it comes from: the name of the variable, `tags`, or `JobClass`.
+    pub source: String,
+    /// What became of it.
+    pub outcome: OverrideOutcome,
+}
+
+/// What became of something that a job asked for.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverrideOutcome {
+    /// It applies as it was asked for.
+    Applied,
+    /// The bound of the class applies instead.
+    Clamped,
+    /// The class's own value was changed to fit another one.
+    Adjusted,
+    /// The class leaves no choice of it.
+    Forbidden,
+    /// Roadstead does not support it.
+    Unsupported,
+    /// The tags are the runner's, so they choose no nodes.
+    Untrusted,
 }
 
 /// Timeouts in seconds that apply to the job.

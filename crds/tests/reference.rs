@@ -17,7 +17,10 @@ const BEGIN: &str = "<!-- Generated from the types in crds/src: from here on";
 const END: &str = "<!-- to here -->";
 
 /// Fields that hold an object of Kubernetes' own, with what Kubernetes calls it.
-const FOREIGN: [(&str, &str); 5] = [
+const FOREIGN: [(&str, &str); 8] = [
+    ("placement.rules[].affinity", "Affinity"),
+    ("placement.rules[].tolerations", "list of Toleration"),
+    ("placement.rules[].topologySpreadConstraints", "list of TopologySpreadConstraint"),
     ("pod.imagePullSecrets", "list of LocalObjectReference"),
     ("pod.tolerations", "list of Toleration"),
     ("pod.securityContext", "PodSecurityContext"),
@@ -55,6 +58,8 @@ fn rows(parent: &str, schema: &Value, text: &mut String) {
             rows(&path, field, text);
             continue;
         }
+        let items = foreign.is_none().then(|| field.get("items")).flatten();
+        let items = items.filter(|items| items.get("properties").is_some());
         let kind = foreign.unwrap_or_else(|| kind(field));
         let default = match field.get("default") {
             None | Some(Value::Null) => String::new(),
@@ -63,6 +68,9 @@ fn rows(parent: &str, schema: &Value, text: &mut String) {
             Some(value) => format!("`{value}`"),
         };
         writeln!(text, "| `{path}` | {kind} | {default} | {description} |").unwrap();
+        if let Some(items) = items {
+            rows(&format!("{path}[]"), items, text);
+        }
     }
 }
 
@@ -85,6 +93,13 @@ fn kind(field: &Value) -> String {
         "object" => field["maxProperties"]
             .as_i64()
             .map_or("map".to_owned(), |most| format!("map of strings, at most {most}")),
+        "array" if field["items"]["type"] == "string" => field["maxItems"]
+            .as_i64()
+            .map_or("list of strings".to_owned(), |most| format!("list of strings, at most {most}")),
+        "boolean" => "true or false".to_owned(),
+        "array" => {
+            field["maxItems"].as_i64().map_or("list".to_owned(), |most| format!("list, at most {most}"))
+        }
         other => other.to_owned(),
     }
 }

@@ -17,7 +17,7 @@ const HOLD: &str = "hold can be released, not taken again";
 const CLASS_NAME: &str = "a JobClass is named by at most 63 lower-case letters, digits and hyphens: jobs and labels carry the name";
 const DIRECTORIES: &str = "buildsDir and cacheDir must not be the same or inside each other";
 const QUANTITIES: &str =
-    "requests and limits must be Kubernetes quantities such as 500m or 2Gi, and not negative";
+    "requests, limits, max and min must be Kubernetes quantities such as 500m or 2Gi, and not negative";
 const REQUEST_WITHIN_LIMIT: &str = "a request must not exceed its limit";
 
 fn schema(crd: CustomResourceDefinition) -> Value {
@@ -174,9 +174,13 @@ fn resources_are_quantities() {
         assert_messages(JobClass::crd(), &class("a", spec), None, &[]);
     }
     for quantity in ["", "lots", "1 Gi", "2GB", "-1", "1,5"] {
-        for (container, kind) in
-            [("build", "requests"), ("build", "limits"), ("helper", "requests"), ("helper", "limits")]
-        {
+        for (container, kind) in [
+            ("build", "requests"),
+            ("build", "limits"),
+            ("build", "max"),
+            ("helper", "requests"),
+            ("helper", "min"),
+        ] {
             let spec = json!({ "resources": { container: { kind: { "cpu": "1", "memory": quantity } } } });
             assert_messages(JobClass::crd(), &class("a", spec), None, &[QUANTITIES]);
         }

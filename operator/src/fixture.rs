@@ -11,7 +11,7 @@ use roadstead_crds::{CiJob, CiJobSpec, JobClass, JobClassSpec};
 use crate::job::Identity;
 use crate::job::pod::{self, Order};
 use crate::policy::Images;
-use crate::policy::class::Terms;
+use crate::policy::class::{Terms, place};
 
 pub const JOB: &str = "cij-4711-0123456789";
 pub const JOB_UID: &str = "3f2a91bc-0000-4000-8000-000000000000";
@@ -45,6 +45,7 @@ pub fn request() -> JobRequest {
         tag_source: None,
         class_name: None,
         image: Some(ImageRequest { name: "alpine:3.20".to_owned(), pull_policy: vec![], user: None }),
+        overrides: std::collections::BTreeMap::new(),
         timeout_seconds: 3600,
         keep_seconds: None,
         requested_at: MicroTime(birth()),
@@ -81,8 +82,15 @@ pub fn pod(name: &str, uid: &str, created: Timestamp) -> Pod {
     let class = JobClassSpec::default();
     let request = request();
     let terms = Terms::grant(&request, "default", &class).unwrap();
-    let order =
-        Order { identity: &identity, request: &request, terms: &terms, class: &class, images: &images() };
+    let placement = place(&request, "default", &class).unwrap();
+    let order = Order {
+        identity: &identity,
+        request: &request,
+        terms: &terms,
+        placement: &placement,
+        class: &class,
+        images: &images(),
+    };
     let mut pod = pod::build(order, name).unwrap();
     pod.metadata.uid = Some(uid.to_owned());
     pod.metadata.creation_timestamp = Some(Time(created));

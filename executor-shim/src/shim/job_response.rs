@@ -108,6 +108,9 @@ pub struct Variable {
     /// Whether GitLab hides the value in job logs.
     #[serde(default, deserialize_with = "or_default")]
     pub masked: bool,
+    /// Whether references to other variables in the value stay as they are.
+    #[serde(default, deserialize_with = "or_default")]
+    pub raw: bool,
 }
 
 /// `image:` of a job.

@@ -20,6 +20,7 @@ pub mod exit;
 pub mod job_response;
 pub mod joblog;
 pub mod outcome;
+pub mod overrides;
 pub mod prepare;
 pub mod proxy;
 pub mod random;

@@ -11,6 +11,7 @@ use roadstead_crds::request::{
 
 use crate::shim::exit::Failure;
 use crate::shim::job_response::{Image, JobResponse};
+use crate::shim::overrides;
 use crate::shim::redact::Secrets;
 
 /// Timeout that gitlab-runner itself assumes where GitLab sends none, in seconds.
@@ -53,6 +54,7 @@ pub fn build(
         tag_source: None,
         class_name: class_name.map(str::to_owned),
         image: image(&job.image)?,
+        overrides: overrides::of(job, secrets)?,
         timeout_seconds: match job.runner_info.timeout {
             ..=0 => DEFAULT_TIMEOUT_SECONDS,
             seconds => seconds.min(LONGEST_TIMEOUT_SECONDS),
@@ -201,7 +203,8 @@ pub fn check_lengths(request: &JobRequest) -> Result<(), Failure> {
 /// were sent: what was shortened might end in a part of a secret.
 fn check_secrets(job: &JobResponse, request: &JobRequest, secrets: &Secrets) -> Result<(), Failure> {
     let image = request.image.as_ref();
-    for (field, text) in [
+    let overrides = request.overrides.iter().map(|(name, value)| (name.as_str(), Some(value.as_str())));
+    let fields = [
         ("the URL of the GitLab server", Some(request.server.as_str())),
         ("the name of the job", Some(job.job_info.name.as_str())),
         ("the stage of the job", Some(job.job_info.stage.as_str())),
@@ -211,7 +214,8 @@ fn check_secrets(job: &JobResponse, request: &JobRequest, secrets: &Secrets) -> 
         ("the description of the runner", job.predefined("CI_RUNNER_DESCRIPTION")),
         ("the name of the image", image.map(|image| image.name.as_str())),
         ("image:kubernetes:user", image.and_then(|image| image.user.as_deref())),
-    ] {
+    ];
+    for (field, text) in fields.into_iter().chain(overrides) {
         if text.is_some_and(|text| secrets.occur_in(text)) {
             return Err(Failure::user(format!(
                 "{field} contains the value of a masked variable or another secret of the job; \

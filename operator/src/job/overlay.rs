@@ -165,6 +165,7 @@ mod tests {
     use crate::fixture;
     use crate::job::pod::{self, Order};
     use crate::policy::class::Terms;
+    use crate::policy::placement::Placement;
     use roadstead_crds::JobClassSpec;
     use serde_json::json;
 
@@ -176,6 +177,7 @@ mod tests {
             identity: &identity,
             request: &job.spec.request,
             terms: &terms,
+            placement: &Placement::default(),
             class: &class,
             images: &fixture::images(),
         };

@@ -203,7 +203,15 @@ impl<'a> Planner<'a> {
             (Some(_), Current::Unknown | Current::Present { .. }) => return Ok((Why::Unsure, None)),
         };
         let next = self.draft.next_pod(identity);
-        let order = Order { identity, request, terms: &terms, class: &class.spec, images: self.images };
+        let placement = class::place(request, &terms.class, &class.spec).map_err(NoPod::Ever)?;
+        let order = Order {
+            identity,
+            request,
+            terms: &terms,
+            placement: &placement,
+            class: &class.spec,
+            images: self.images,
+        };
         let pod = pod::build(order, &next.name).map_err(|error| {
             let message =
                 format!("the pod overlay of JobClass \"{}\" cannot be applied: {error}", terms.class);

@@ -1,4 +1,4 @@
-//! Builds the pod of a job. Only image, resources, labels, owner and deadline are the job's own:
+//! Builds the pod of a job. Only image, resources, placement, labels, owner and deadline are the job's own:
 //! everything else about it reaches the agent over the shim's connection, never the pod's spec.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use roadstead_crds::{GROUP, JobClassSpec, VERSION, labels};
 use crate::job::Identity;
 use crate::job::overlay::{self, OverlayError};
 use crate::policy::class::Terms;
+use crate::policy::placement::Placement;
 use crate::policy::{Images, image, resources, timeouts};
 
 /// Folder of [`AGENT_PATH`].
@@ -40,6 +41,8 @@ pub struct Order<'a> {
     pub request: &'a JobRequest,
     /// What was granted.
     pub terms: &'a Terms,
+    /// Where it may run.
+    pub placement: &'a Placement,
     /// The class, for all that the terms do not fix.
     pub class: &'a JobClassSpec,
     /// The operator's images.
@@ -51,26 +54,36 @@ pub struct Order<'a> {
 /// # Errors
 /// What is wrong with the class's overlay.
 pub fn build(order: Order<'_>, name: &str) -> Result<Pod, OverlayError> {
-    let Order { identity, request, terms, class, .. } = order;
+    let Order { identity, request, terms, placement, class, .. } = order;
+    let filled_map = |map: &BTreeMap<String, String>| (!map.is_empty()).then(|| map.clone());
+    let mut labels = placement.labels.clone();
+    labels.extend(pod_labels(identity, request, terms));
     let pod = Pod {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(identity.namespace.clone()),
-            labels: Some(pod_labels(identity, request, terms)),
+            labels: Some(labels),
+            annotations: filled_map(&placement.annotations),
             owner_references: Some(vec![owner(identity)]),
             ..ObjectMeta::default()
         },
         spec: Some(PodSpec {
             restart_policy: Some("Never".to_owned()),
-            automount_service_account_token: Some(false),
+            service_account_name: placement.service_account_name.clone(),
+            automount_service_account_token: Some(class.pod.automount_service_account_token),
             enable_service_links: Some(false),
             termination_grace_period_seconds: Some(terms.timeouts.termination_grace_seconds),
             active_deadline_seconds: Some(
                 terms.timeouts.job_seconds.saturating_add(timeouts::BEHIND_OPERATOR_SECONDS),
             ),
             image_pull_secrets: filled(class.pod.image_pull_secrets.clone()),
-            node_selector: (!class.pod.node_selector.is_empty()).then(|| class.pod.node_selector.clone()),
-            tolerations: filled(class.pod.tolerations.clone()),
+            node_selector: filled_map(&placement.node_selector),
+            tolerations: filled(placement.tolerations.clone()),
+            affinity: placement.affinity.clone(),
+            topology_spread_constraints: filled(placement.topology_spread_constraints.clone()),
+            runtime_class_name: placement.runtime_class_name.clone(),
+            priority_class_name: placement.priority_class_name.clone(),
+            scheduler_name: placement.scheduler_name.clone(),
             security_context: class.pod.security_context.clone(),
             containers: containers(order),
             volumes: Some(volumes()),
@@ -289,6 +302,7 @@ fn volumes() -> Vec<Volume> {
 mod tests {
     use super::*;
     use crate::fixture;
+    use crate::policy::class::place;
     use k8s_openapi::api::core::v1::{
         Capabilities, LocalObjectReference, PodSecurityContext, SeccompProfile,
     };
@@ -299,7 +313,9 @@ mod tests {
     fn built(request: &JobRequest, class: &JobClassSpec) -> Pod {
         let identity = Identity::of(&fixture::job()).unwrap();
         let terms = Terms::grant(request, "default", class).unwrap();
-        let order = Order { identity: &identity, request, terms: &terms, class, images: &fixture::images() };
+        let placement = place(request, "default", class).unwrap();
+        let (images, placement) = (fixture::images(), &placement);
+        let order = Order { identity: &identity, request, terms: &terms, placement, class, images: &images };
         build(order, "cij-4711-0123456789-3f2a91bc-1").unwrap()
     }
 
@@ -309,10 +325,12 @@ mod tests {
                 build: Resources {
                     requests: BTreeMap::from([("cpu".to_owned(), "500m".to_owned())]),
                     limits: BTreeMap::from([("memory".to_owned(), "2Gi".to_owned())]),
+                    ..Resources::default()
                 },
                 helper: Resources {
                     requests: BTreeMap::new(),
                     limits: BTreeMap::from([("memory".to_owned(), "256Mi".to_owned())]),
+                    ..Resources::default()
                 },
             },
             pod: PodSettings {
@@ -378,6 +396,38 @@ mod tests {
             ..JobClassSpec::default()
         };
         insta::assert_yaml_snapshot!(built(&fixture::request(), &class));
+    }
+
+    #[test]
+    fn placed_by_tags_and_variables() {
+        let class: JobClassSpec = serde_json::from_value(json!({
+            "pod": {"nodeSelector": {"pool": "ci"}},
+            "placement": {"rules": [{"tags": ["gpu"], "nodeSelector": {"gpu": "a100"}, "runtimeClassName": "nvidia",
+                "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]}]},
+            "allow": {"podLabels": ["team=.*"], "podAnnotations": [".*"], "serviceAccount": ["ci-.*"]},
+        }))
+        .unwrap();
+        let overrides = [
+            ("KUBERNETES_POD_LABELS_1", "team=ship"),
+            ("KUBERNETES_POD_ANNOTATIONS_1", "note=x"),
+            ("KUBERNETES_SERVICE_ACCOUNT_OVERWRITE", "ci-deploy"),
+        ];
+        let request = JobRequest {
+            tags: vec!["gpu".to_owned()],
+            tag_source: Some(roadstead_crds::request::TagSource::Job),
+            overrides: overrides.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            ..fixture::request()
+        };
+        let Pod { metadata, spec, .. } = built(&request, &class);
+        let spec = spec.unwrap();
+        assert_eq!(metadata.labels.as_ref().unwrap()["team"], "ship");
+        assert_eq!(metadata.labels.as_ref().unwrap()[labels::CIJOB], fixture::JOB);
+        assert_eq!(metadata.annotations.unwrap()["note"], "x");
+        assert_eq!(spec.node_selector.unwrap().len(), 2);
+        assert_eq!(spec.runtime_class_name.as_deref(), Some("nvidia"));
+        assert_eq!(spec.tolerations.unwrap().len(), 1);
+        assert_eq!(spec.service_account_name.as_deref(), Some("ci-deploy"));
+        assert_eq!(spec.automount_service_account_token, Some(false));
     }
 
     #[test]

@@ -4,15 +4,19 @@ use jiff::SignedDuration;
 use roadstead_crds::Reason;
 use roadstead_crds::jobclass::{DEFAULT_CLASS, JobClassSpec};
 use roadstead_crds::request::JobRequest;
-use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig};
+use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig, OverrideReport};
 use std::collections::BTreeMap;
 
+use crate::policy::placement::{self, Placement};
 use crate::policy::verdict::Verdict;
-use crate::policy::{image, resources, timeouts};
+use crate::policy::{image, overrides, resources, timeouts};
 
 /// How long a job waits for a class that does not exist, from its creation: an installation or
 /// upgrade may be about to create it. gitlab-runner tries twice more, each time with a new CiJob.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+
+/// Most lines of the report in a status.
+const MOST_REPORTED: usize = 128;
 
 /// Name of the class that the job asks for.
 pub fn wanted(request: &JobRequest) -> &str {
@@ -48,6 +52,8 @@ pub struct Terms {
     pub timeouts: EffectiveTimeouts,
     /// Requests and limits by container name.
     pub resources: BTreeMap<String, EffectiveResources>,
+    /// What the job asked for, and what became of it.
+    pub overrides: Vec<OverrideReport>,
 }
 
 impl Terms {
@@ -57,6 +63,12 @@ impl Terms {
     /// The verdict on a job that cannot run with the class.
     pub fn grant(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<Self, Verdict> {
         let image = image::choose(request, name, class)?;
+        let wishes = overrides::read(request).map_err(|refusals| overrides::refused(&refusals))?;
+        let granted = resources::effective(name, class, &wishes);
+        if !granted.refusals.is_empty() {
+            return Err(overrides::refused(&granted.refusals));
+        }
+        let placed = placement::decide(request, name, class, &wishes)?;
         Ok(Self {
             class: name.to_owned(),
             image: image.name.to_owned(),
@@ -66,7 +78,8 @@ impl Terms {
                 cache_dir: class.builds.cache_dir.clone(),
             },
             timeouts: timeouts::effective(request, &class.timeouts),
-            resources: resources::effective(class),
+            resources: granted.containers,
+            overrides: granted.report.into_iter().chain(placed.report).take(MOST_REPORTED).collect(),
         })
     }
 
@@ -78,6 +91,7 @@ impl Terms {
             config: status.config.clone()?,
             timeouts: status.timeouts.clone()?,
             resources: status.resources.clone(),
+            overrides: status.overrides.clone(),
         })
     }
 
@@ -88,7 +102,25 @@ impl Terms {
         status.config = Some(self.config);
         status.timeouts = Some(self.timeouts);
         status.resources = self.resources;
+        status.overrides = self.overrides;
     }
+}
+
+/// Where the job's pod may run. Unlike the terms it is not kept in the status: a pod that has to be
+/// made once more is placed by the class as it is then.
+///
+/// # Errors
+/// The verdict on a job that cannot run with the class.
+pub fn place(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<Placement, Verdict> {
+    let wishes = overrides::read(request).map_err(|refusals| overrides::refused(&refusals))?;
+    Ok(placement::decide(request, name, class, &wishes)?.placement)
+}
+
+/// What is wrong with a class's resources and placement, a sentence each. None: it can be applied.
+pub fn problems(class: &JobClassSpec) -> Vec<String> {
+    let mut problems = resources::problems(class);
+    problems.extend(placement::problems(class));
+    problems
 }
 
 #[cfg(test)]

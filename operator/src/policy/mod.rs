@@ -3,6 +3,8 @@
 
 pub mod class;
 pub mod image;
+pub mod overrides;
+pub mod placement;
 pub mod resources;
 pub mod start;
 pub mod timeouts;

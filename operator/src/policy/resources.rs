@@ -1,4 +1,7 @@
-//! Requests and limits of a job's containers.
+//! Requests and limits of a job's containers: the class's own, changed by what the job asks for
+//! within the class's bounds.
+
+mod bounds;
 
 use std::collections::BTreeMap;
 
@@ -6,19 +9,75 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use roadstead_crds::jobclass::{AgentSource, JobClassSpec, Resources};
 use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER};
-use roadstead_crds::status::EffectiveResources;
+use roadstead_crds::overrides::{Bound, Target, Wish};
+use roadstead_crds::status::{EffectiveResources, OverrideOutcome, OverrideReport};
 
-/// What each container of a job of the class gets, by container name.
-pub fn effective(class: &JobClassSpec) -> BTreeMap<String, EffectiveResources> {
-    let mut containers = BTreeMap::from([
-        (BUILD_CONTAINER.to_owned(), of(&class.resources.build)),
-        (HELPER_CONTAINER.to_owned(), of(&class.resources.helper)),
-    ]);
+use crate::policy::overrides::{Wished, reported};
+
+use bounds::{Ask, Container};
+
+/// What the containers of a job get.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Granted {
+    /// Requests and limits by container name.
+    pub containers: BTreeMap<String, EffectiveResources>,
+    /// What the job asked for and what became of it.
+    pub report: Vec<OverrideReport>,
+    /// What it cannot have, a sentence each. Not empty: the job must not run.
+    pub refusals: Vec<String>,
+}
+
+/// What each container of a job of the class gets.
+pub fn effective(class_name: &str, class: &JobClassSpec, wishes: &[Wished<'_>]) -> Granted {
+    let mut granted = Granted::default();
+    for (name, target, resources) in [
+        (BUILD_CONTAINER, Target::Build, &class.resources.build),
+        (HELPER_CONTAINER, Target::Helper, &class.resources.helper),
+    ] {
+        let container = Container { class: class_name, target, resources };
+        let asks: Vec<Ask<'_>> = wishes.iter().filter_map(|wished| ask(wished, target)).collect();
+        let amounts = container.grant(&asks, &mut granted);
+        granted.containers.insert(name.to_owned(), amounts);
+    }
     if class.helper.agent == AgentSource::Container {
         // It only copies a file, but a namespace's quota may demand that every container says.
-        containers.insert(AGENT_CONTAINER.to_owned(), of(&class.resources.helper));
+        granted.containers.insert(AGENT_CONTAINER.to_owned(), of(&class.resources.helper));
     }
-    containers
+    for wished in wishes {
+        if let Wish::Amount { target: target @ (Target::Service | Target::Pod), resource, bound, .. } =
+            wished.wish
+        {
+            let what = format!("{target} {resource} {bound}");
+            granted.report.push(reported(what, wished, OverrideOutcome::Unsupported));
+        }
+    }
+    granted
+}
+
+/// What a variable asks for a container, if it does.
+fn ask<'a>(wished: &'a Wished<'a>, container: Target) -> Option<Ask<'a>> {
+    let (resource, bounds, text, amount) = match &wished.wish {
+        Wish::Amount { target, resource, bound, amount } if *target == container => {
+            let bounds: &[Bound] = match bound {
+                Bound::Request => &[Bound::Request],
+                Bound::Limit => &[Bound::Limit],
+            };
+            (*resource, bounds, wished.value, amount)
+        }
+        // Kubernetes lends nothing of these: what is requested is what cannot be exceeded.
+        Wish::Extended { resource, text, amount } if container == Target::Build => {
+            (resource.as_str(), &[Bound::Request, Bound::Limit][..], text.as_str(), amount)
+        }
+        _ => return None,
+    };
+    Some(Ask { variable: wished.variable, resource, bounds, text, amount })
+}
+
+/// What is wrong with the resources of a class, a sentence each.
+pub fn problems(class: &JobClassSpec) -> Vec<String> {
+    let mut problems = bounds::problems("resources.build", &class.resources.build);
+    problems.extend(bounds::problems("resources.helper", &class.resources.helper));
+    problems
 }
 
 fn of(resources: &Resources) -> EffectiveResources {
@@ -41,37 +100,6 @@ pub fn requirements(resources: &EffectiveResources) -> Option<ResourceRequiremen
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use roadstead_crds::jobclass::{ContainerResources, Helper};
-
-    fn memory(limit: &str) -> Resources {
-        Resources {
-            requests: BTreeMap::new(),
-            limits: BTreeMap::from([("memory".to_owned(), limit.to_owned())]),
-        }
-    }
-
-    #[test]
-    fn each_container_gets_its_kind_and_the_agent_the_helpers() {
-        let mut class = JobClassSpec {
-            resources: ContainerResources { build: memory("2Gi"), helper: memory("256Mi") },
-            ..JobClassSpec::default()
-        };
-        let containers = effective(&class);
-        assert_eq!(containers["build"].limits["memory"], "2Gi");
-        assert_eq!(containers["helper"].limits["memory"], "256Mi");
-        assert_eq!(containers["agent"].limits["memory"], "256Mi");
-
-        class.helper = Helper { agent: AgentSource::HelperImage, ..Helper::default() };
-        assert!(!effective(&class).contains_key("agent"));
-    }
-
-    #[test]
-    fn nothing_asked_is_nothing_said() {
-        assert_eq!(requirements(&EffectiveResources::default()), None);
-        let limited = requirements(&of(&memory("1Gi"))).unwrap();
-        assert_eq!(limited.limits.unwrap()["memory"], Quantity("1Gi".to_owned()));
-        assert_eq!(limited.requests, None);
-    }
-}
+mod laws;
+#[cfg(test)]
+mod tests;

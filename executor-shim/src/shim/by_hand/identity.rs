@@ -3,6 +3,8 @@
 //! What GitLab would say is either marked as by hand or not there: nothing of it could be one of
 //! GitLab's jobs.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use roadstead_crds::names;
@@ -55,6 +57,7 @@ pub fn request(
         tag_source: Some(TagSource::Job),
         class_name: class_name.map(str::to_owned),
         image: wishes.image.as_ref().map(image),
+        overrides: BTreeMap::new(),
         // As long as the class allows.
         timeout_seconds: LONGEST_TIMEOUT_SECONDS,
         keep_seconds: wishes.keep_seconds,

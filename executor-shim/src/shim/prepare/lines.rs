@@ -6,6 +6,7 @@ use roadstead_crds::status::StartBreakdown;
 use roadstead_crds::{CiJobStatus, Phase};
 
 use crate::shim::exit::Failure;
+use crate::shim::prepare::table;
 use crate::shim::stage::Container;
 use crate::wire::message::Tools;
 
@@ -25,6 +26,7 @@ impl Lines {
             && let Some(class) = &status.class
         {
             lines.push(format!("Job {job}, class {class}"));
+            lines.extend(table::lines(class, &status.overrides));
             self.class = Some(class.clone());
         }
         if let Some(line) = self.waiting(status) {

@@ -1,0 +1,296 @@
+use super::*;
+use crate::fixture;
+use crate::policy::overrides;
+use roadstead_crds::jobclass::{ContainerResources, Helper, OnExceed, OnForbidden};
+use roadstead_crds::request::JobRequest;
+
+fn amounts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, amount)| ((*name).to_owned(), (*amount).to_owned())).collect()
+}
+
+fn memory(limit: &str) -> Resources {
+    Resources { limits: amounts(&[("memory", limit)]), ..Resources::default() }
+}
+
+fn class(build: Resources) -> JobClassSpec {
+    let resources = ContainerResources { build, ..ContainerResources::default() };
+    JobClassSpec { resources, ..JobClassSpec::default() }
+}
+
+fn asking(pairs: &[(&str, &str)]) -> JobRequest {
+    JobRequest { overrides: amounts(pairs), ..fixture::request() }
+}
+
+fn grant(class: &JobClassSpec, pairs: &[(&str, &str)]) -> Granted {
+    let request = asking(pairs);
+    effective("c", class, &overrides::read(&request).unwrap())
+}
+
+/// `what asked/allowed/applied source outcome` of each row.
+fn rows(granted: &Granted) -> Vec<String> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let row = |row: &OverrideReport| {
+        let (asked, allowed, applied) = (text(&row.asked), text(&row.allowed), text(&row.applied));
+        format!("{}: {asked}/{allowed}/{applied} {} {:?}", row.what, row.source, row.outcome)
+    };
+    granted.report.iter().map(row).collect()
+}
+
+/// A class with a request of 1Gi, a limit of 2Gi, and between 512Mi and 8Gi of choice.
+fn bounded(on_exceed: OnExceed) -> JobClassSpec {
+    class(Resources {
+        requests: amounts(&[("memory", "1Gi")]),
+        limits: amounts(&[("memory", "2Gi")]),
+        max: amounts(&[("memory", "8Gi")]),
+        min: amounts(&[("memory", "512Mi")]),
+        on_exceed,
+        ..Resources::default()
+    })
+}
+
+#[test]
+fn each_container_gets_its_kind_and_the_agent_the_helpers() {
+    let mut class = JobClassSpec {
+        resources: ContainerResources { build: memory("2Gi"), helper: memory("256Mi") },
+        ..JobClassSpec::default()
+    };
+    let containers = grant(&class, &[]).containers;
+    assert_eq!(containers["build"].limits["memory"], "2Gi");
+    assert_eq!(containers["helper"].limits["memory"], "256Mi");
+    assert_eq!(containers["agent"].limits["memory"], "256Mi");
+
+    class.helper = Helper { agent: AgentSource::HelperImage, ..Helper::default() };
+    assert!(!grant(&class, &[]).containers.contains_key("agent"));
+}
+
+#[test]
+fn nothing_asked_is_nothing_said() {
+    assert_eq!(requirements(&EffectiveResources::default()), None);
+    let limited = requirements(&of(&memory("1Gi"))).unwrap();
+    assert_eq!(limited.limits.unwrap()["memory"], Quantity("1Gi".to_owned()));
+    assert_eq!(limited.requests, None);
+    let granted = grant(&bounded(OnExceed::Reject), &[]);
+    assert_eq!((granted.report, granted.refusals), (vec![], vec![]));
+}
+
+#[test]
+fn what_is_within_the_bounds_applies() {
+    let asked = [("KUBERNETES_MEMORY_LIMIT", "4096Mi"), ("KUBERNETES_MEMORY_REQUEST", "3Gi")];
+    let granted = grant(&bounded(OnExceed::Reject), &asked);
+    assert_eq!(granted.refusals, [""; 0]);
+    assert_eq!(granted.containers["build"].limits["memory"], "4096Mi");
+    assert_eq!(granted.containers["build"].requests["memory"], "3Gi");
+    assert_eq!(
+        rows(&granted),
+        [
+            "build memory limit: 4096Mi/512Mi to 8Gi/4096Mi KUBERNETES_MEMORY_LIMIT Applied",
+            "build memory request: 3Gi/512Mi to 8Gi/3Gi KUBERNETES_MEMORY_REQUEST Applied",
+        ]
+    );
+}
+
+#[test]
+fn what_is_outside_the_bounds_is_refused_by_one_sentence_or_clamped() {
+    const LIMIT: &str = "KUBERNETES_MEMORY_LIMIT";
+    const REQUEST: &str = "KUBERNETES_MEMORY_REQUEST";
+    for (asked, sentence, request, limit) in [
+        (
+            &[(LIMIT, "16Gi")][..],
+            "KUBERNETES_MEMORY_LIMIT=16Gi asks for more memory of the build container than JobClass \"c\" allows, which is at most 8Gi",
+            "1Gi",
+            "8Gi",
+        ),
+        (
+            &[(LIMIT, "100Mi")],
+            "KUBERNETES_MEMORY_LIMIT=100Mi asks for less memory of the build container than JobClass \"c\" allows, which is at least 512Mi",
+            // The class's request follows its limit down.
+            "512Mi",
+            "512Mi",
+        ),
+        (
+            &[(REQUEST, "4Gi")],
+            "KUBERNETES_MEMORY_REQUEST=4Gi asks for more than the limit of 2Gi that JobClass \"c\" gives memory of the build container: set the limit too, or ask for less",
+            "2Gi",
+            "2Gi",
+        ),
+        (
+            &[(LIMIT, "32Gi"), (REQUEST, "16Gi")],
+            "KUBERNETES_MEMORY_LIMIT=32Gi asks for more memory of the build container than JobClass \"c\" allows, which is at most 8Gi",
+            "8Gi",
+            "8Gi",
+        ),
+    ] {
+        let granted = grant(&bounded(OnExceed::Reject), asked);
+        assert_eq!(granted.refusals.first().map(String::as_str), Some(sentence));
+        let granted = grant(&bounded(OnExceed::Clamp), asked);
+        assert_eq!(granted.refusals, [""; 0], "{asked:?}");
+        let build = &granted.containers["build"];
+        assert_eq!(
+            (build.requests["memory"].as_str(), build.limits["memory"].as_str()),
+            (request, limit),
+            "{asked:?}"
+        );
+    }
+    let granted = grant(&bounded(OnExceed::Clamp), &[(REQUEST, "4Gi")]);
+    assert_eq!(
+        rows(&granted),
+        ["build memory request: 4Gi/512Mi to 8Gi/2Gi KUBERNETES_MEMORY_REQUEST Clamped"]
+    );
+}
+
+#[test]
+fn a_request_above_its_own_limit_is_refused_however_it_is_bounded() {
+    for on_exceed in [OnExceed::Reject, OnExceed::Clamp] {
+        let asked = [("KUBERNETES_MEMORY_LIMIT", "1Gi"), ("KUBERNETES_MEMORY_REQUEST", "1025Mi")];
+        let granted = grant(&bounded(on_exceed), &asked);
+        let sentence =
+            "KUBERNETES_MEMORY_REQUEST=1025Mi asks for more than KUBERNETES_MEMORY_LIMIT=1Gi, its own limit";
+        assert_eq!(granted.refusals, [sentence]);
+    }
+}
+
+#[test]
+fn the_classs_request_follows_a_lower_limit_of_the_job() {
+    let granted = grant(&bounded(OnExceed::Reject), &[("KUBERNETES_MEMORY_LIMIT", "600Mi")]);
+    let build = &granted.containers["build"];
+    assert_eq!((build.requests["memory"].as_str(), build.limits["memory"].as_str()), ("600Mi", "600Mi"));
+    assert_eq!(
+        rows(&granted),
+        [
+            "build memory limit: 600Mi/512Mi to 8Gi/600Mi KUBERNETES_MEMORY_LIMIT Applied",
+            "build memory request: -/at most 600Mi/600Mi JobClass Adjusted",
+        ]
+    );
+}
+
+#[test]
+fn what_the_class_gives_no_choice_of_is_never_silent() {
+    let mut class = bounded(OnExceed::Reject);
+    let asked = [("KUBERNETES_CPU_LIMIT", "2"), ("KUBERNETES_HELPER_MEMORY_LIMIT", "1Gi")];
+    let granted = grant(&class, &asked);
+    assert_eq!(granted.refusals, [""; 0]);
+    assert_eq!(granted.containers, grant(&class, &[]).containers);
+    assert_eq!(
+        rows(&granted),
+        [
+            "build cpu limit: 2/-/- KUBERNETES_CPU_LIMIT Forbidden",
+            "helper memory limit: 1Gi/-/- KUBERNETES_HELPER_MEMORY_LIMIT Forbidden",
+        ]
+    );
+    class.resources.build.on_forbidden = OnForbidden::Reject;
+    assert_eq!(
+        grant(&class, &asked).refusals,
+        [
+            "JobClass \"c\" does not let jobs set cpu of the build container: remove KUBERNETES_CPU_LIMIT, or ask the administrator for `resources.build.max`"
+        ]
+    );
+}
+
+#[test]
+fn helper_and_build_are_apart_and_the_agent_stays_as_it_is() {
+    let mut class = bounded(OnExceed::Reject);
+    class.resources.helper = Resources { max: amounts(&[("cpu", "1")]), ..memory("256Mi") };
+    let granted = grant(&class, &[("KUBERNETES_HELPER_CPU_LIMIT", "500m")]);
+    assert_eq!(granted.containers["helper"].limits, amounts(&[("cpu", "500m"), ("memory", "256Mi")]));
+    assert_eq!(granted.containers["agent"].limits, amounts(&[("memory", "256Mi")]));
+    assert_eq!(granted.containers["build"], grant(&class, &[]).containers["build"]);
+}
+
+#[test]
+fn extended_resources_are_requested_as_they_are_limited() {
+    let class = class(Resources { max: amounts(&[("nvidia.com/gpu", "2")]), ..Resources::default() });
+    let granted = grant(&class, &[("ROADSTEAD_RESOURCE_GPU", "nvidia.com/gpu=1")]);
+    let one = amounts(&[("nvidia.com/gpu", "1")]);
+    assert_eq!(granted.containers["build"], EffectiveResources { requests: one.clone(), limits: one });
+    assert_eq!(rows(&granted), ["build nvidia.com/gpu: 1/at most 2/1 ROADSTEAD_RESOURCE_GPU Applied"]);
+
+    let refusals = grant(&class, &[("ROADSTEAD_RESOURCE_GPU", "nvidia.com/gpu=3")]).refusals;
+    assert_eq!(
+        refusals,
+        [
+            "ROADSTEAD_RESOURCE_GPU=3 asks for more nvidia.com/gpu of the build container than JobClass \"c\" allows, which is at most 2"
+        ]
+    );
+    let twice = [("ROADSTEAD_RESOURCE_A", "nvidia.com/gpu=1"), ("ROADSTEAD_RESOURCE_B", "nvidia.com/gpu=1")];
+    let words = "ROADSTEAD_RESOURCE_A and ROADSTEAD_RESOURCE_B both ask for nvidia.com/gpu of the build container: keep one of them";
+    assert_eq!(grant(&class, &twice).refusals, [words]);
+    let other = grant(&class, &[("ROADSTEAD_RESOURCE_FPGA", "example.com/fpga=1")]);
+    assert_eq!(rows(&other), ["build example.com/fpga: 1/-/- ROADSTEAD_RESOURCE_FPGA Forbidden"]);
+}
+
+#[test]
+fn what_is_not_supported_yet_is_said() {
+    let asked = [("KUBERNETES_SERVICE_CPU_LIMIT", "1"), ("KUBERNETES_POD_MEMORY_LIMIT", "1Gi")];
+    let granted = grant(&bounded(OnExceed::Reject), &asked);
+    assert_eq!(
+        rows(&granted),
+        [
+            "pod memory limit: 1Gi/-/- KUBERNETES_POD_MEMORY_LIMIT Unsupported",
+            "service cpu limit: 1/-/- KUBERNETES_SERVICE_CPU_LIMIT Unsupported",
+        ]
+    );
+    assert_eq!(granted.refusals, [""; 0]);
+}
+
+#[test]
+fn a_class_that_contradicts_itself_is_told_so() {
+    let table = [
+        (
+            Resources { max: amounts(&[("cpu", "lots")]), ..Resources::default() },
+            "`resources.build.max.cpu` is \"lots\", which is not a Kubernetes quantity, or a negative one",
+        ),
+        (
+            Resources {
+                min: amounts(&[("cpu", "2")]),
+                max: amounts(&[("cpu", "1")]),
+                ..Resources::default()
+            },
+            "`resources.build.min.cpu` (2) is more than `resources.build.max.cpu` (1)",
+        ),
+        (
+            Resources {
+                limits: amounts(&[("cpu", "2")]),
+                max: amounts(&[("cpu", "1")]),
+                ..Resources::default()
+            },
+            "`resources.build.limits.cpu` (2) is more than `resources.build.max.cpu` (1)",
+        ),
+        (
+            Resources {
+                requests: amounts(&[("cpu", "2")]),
+                max: amounts(&[("cpu", "1")]),
+                ..Resources::default()
+            },
+            "`resources.build.requests.cpu` (2) is more than `resources.build.max.cpu` (1)",
+        ),
+        (
+            Resources {
+                min: amounts(&[("memory", "1Gi")]),
+                limits: amounts(&[("memory", "1G")]),
+                ..Resources::default()
+            },
+            "`resources.build.min.memory` (1Gi) is more than `resources.build.limits.memory` (1G)",
+        ),
+        (
+            Resources {
+                requests: amounts(&[("cpu", "2")]),
+                limits: amounts(&[("cpu", "1")]),
+                ..Resources::default()
+            },
+            "`resources.build.requests.cpu` (2) is more than `resources.build.limits.cpu` (1)",
+        ),
+        (
+            Resources {
+                limits: amounts(&[("cpu", "0")]),
+                max: amounts(&[("cpu", "1")]),
+                ..Resources::default()
+            },
+            "`resources.build.limits.cpu` is 0, which Kubernetes takes for no limit, beside a `max`",
+        ),
+    ];
+    for (resources, problem) in table {
+        assert_eq!(problems(&class(resources)), [problem]);
+    }
+    assert_eq!(problems(&bounded(OnExceed::Clamp)), [""; 0]);
+    assert_eq!(problems(&JobClassSpec::default()), [""; 0]);
+}
