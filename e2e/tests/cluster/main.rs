@@ -1,7 +1,9 @@
 //! Roadstead on a real cluster, as its users meet it. `cargo e2e test` brings the cluster and runs these.
 
 mod bench;
+mod by_hand;
 mod chart;
+mod debugging;
 mod existing;
 mod exits;
 mod faults;

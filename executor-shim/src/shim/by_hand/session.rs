@@ -22,8 +22,9 @@ const SETTING: &str = "setting.json";
 /// Locked while a script runs.
 const LOCK: &str = "lock";
 
-/// How much longer than its timeout a job may be there at most. What is older than that is of no use.
-const MARGIN: SignedDuration = SignedDuration::from_mins(10);
+/// How much longer than its timeout a job may be there at most: it may have waited for room. What is
+/// older than that is of no use.
+const MARGIN: SignedDuration = SignedDuration::from_hours(2);
 
 /// What every script of a job finds.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -251,9 +252,9 @@ mod tests {
         });
         session.state().write(&state).unwrap();
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
-        sessions.sweep(at(3600 + 600));
+        sessions.sweep(at(3600 + 7200));
         assert!(sessions.get(&name()).is_some());
-        sessions.sweep(at(3600 + 601));
+        sessions.sweep(at(3600 + 7201));
         assert!(sessions.get(&name()).is_none());
         // What is not a job's stays as it is.
         let other = root.path().join("jobs/notes");
