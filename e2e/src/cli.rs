@@ -12,6 +12,7 @@ use crate::bench;
 use crate::cargo::cargo;
 use crate::cluster::{Action, Cluster, Component};
 use crate::demo;
+use crate::faults;
 use crate::images::{self, Images};
 use crate::lock::Lock;
 use crate::needs;
@@ -62,6 +63,21 @@ enum Verb {
         /// Further arguments of `cargo test`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
+    },
+    /// Start the cluster, break what can break under running jobs, and show in a table whether they survived it
+    Faults {
+        /// Only the fault of this name; may be given more than once
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// How often each fault
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        repeat: u32,
+        /// Where random choices start from: the same seed breaks the same bytes
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        seed: u64,
+        /// Only name the faults, what happens in them and what a job must come to
+        #[arg(long)]
+        list: bool,
     },
     /// Look at or disturb the cluster's components
     Component {
@@ -135,6 +151,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.verb {
         Verb::Launch { plan } => host::launch(&plan)?,
         Verb::Supervise { plan } => host::supervise(&plan)?,
+        Verb::Faults { list: true, .. } => output(faults::list()),
         verb => {
             let bench = Bench::open(arguments.provider, arguments.target)?;
             match verb {
@@ -146,6 +163,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 Verb::Demo => bench.demo()?,
                 Verb::Bench(options) => bench.bench(&options)?,
                 Verb::Test { arguments } => return bench.test(&arguments),
+                Verb::Faults { only, repeat, seed, .. } => {
+                    return bench.faults(&faults::Options { only, repeat, seed });
+                }
                 Verb::Component { action } => component(&action)?,
                 Verb::Launch { .. } | Verb::Supervise { .. } => {}
             }
@@ -296,6 +316,14 @@ impl Bench {
         let cluster = self.up(true)?;
         let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
         runtime.block_on(bench::run(self.progress, cluster, options))
+    }
+
+    fn faults(&self, options: &faults::Options) -> Result<ExitCode> {
+        let cluster = self.up(true)?;
+        let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
+        let table = runtime.block_on(faults::run(self.progress, cluster, options))?;
+        output(&table);
+        Ok(if table.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn test(&self, arguments: &[OsString]) -> Result<ExitCode> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::coordinator::{Coordinator, JobState};
+use crate::coordinator::{Coordinator, JobState, contains};
 
 use super::build::Build;
 use super::error::JobError;
@@ -180,6 +180,11 @@ impl RunningJob {
             Kind::Harness(job) => job.build.log.bytes(),
             Kind::Real(job) => job.log(),
         }
+    }
+
+    /// Whether the job log contains a text.
+    pub fn log_has(&self, text: &str) -> bool {
+        contains(&self.log(), text.as_bytes())
     }
 
     /// Waits until the job log contains a text.

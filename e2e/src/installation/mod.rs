@@ -22,7 +22,7 @@ use crate::harness::{Driver, Harness, RunnerConfig};
 use crate::release::Release;
 
 pub(crate) use account::resolve;
-pub use proxy::Proxy;
+pub use proxy::{Cut, Proxy};
 
 /// An installed Roadstead, a GitLab that gives it jobs, and a client that sees everything.
 pub struct Installation {
@@ -139,6 +139,11 @@ impl Installation {
     /// The pods of the job namespace.
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), self.job_namespace())
+    }
+
+    /// The pods of Roadstead itself.
+    pub fn system_pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), self.system_namespace())
     }
 
     /// The JobClasses.

@@ -1,0 +1,256 @@
+//! `cargo e2e faults`: breaks what can break under a running job, and looks whether the job ends as it should, with
+//! every byte of its output and with nothing left behind.
+
+mod components;
+mod judge;
+mod lifecycle;
+mod streams;
+mod table;
+
+use std::fmt::Write as _;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use kube::api::ListParams;
+
+use crate::cluster::Cluster;
+use crate::coordinator::JobSpec;
+use crate::installation::Installation;
+use crate::progress::Progress;
+
+pub use table::{Row, Table};
+
+/// Longer than any of the jobs takes, its fault included.
+const DEADLINE: Duration = Duration::from_mins(4);
+/// What the cluster may take to come back, and to show what has happened.
+const SOON: Duration = Duration::from_secs(90);
+/// Looks at things of this process, or at a cluster that cannot be watched because it is coming back.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of faults; all where there are none.
+    pub only: Vec<String>,
+    /// How often each one.
+    pub repeat: u32,
+    /// Where the random choices start from. The same seed makes the same choices.
+    pub seed: u64,
+}
+
+/// Something that goes wrong, and how to find out whether it is survived.
+pub struct Fault {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What happens.
+    pub what: &'static str,
+    /// What the job must come to.
+    pub right: &'static str,
+    /// Whether it needs the parts of a cluster that only the provider `host` gives access to.
+    pub needs_host: bool,
+    run: for<'a> fn(&'a Site<'a>) -> Run<'a>,
+}
+
+type Run<'a> = Pin<Box<dyn Future<Output = Result<Finding>> + 'a>>;
+
+/// Where faults happen.
+struct Site<'a> {
+    bench: &'a Installation,
+    random: fastrand::Rng,
+}
+
+/// How a job got through a fault.
+#[derive(Debug, Default)]
+struct Finding {
+    /// GitLab's number of the job.
+    job: i64,
+    /// What is not as it should be; empty where all is well.
+    wrong: Vec<String>,
+    /// Bytes of the script's output that did not arrive, or arrived changed.
+    bytes_lost: u64,
+    /// A pod of the job was still there long after its end.
+    pod_left: bool,
+    /// From the end of the fault until the job went on, or from the fault until the job had ended by it.
+    recovery: Option<Duration>,
+}
+
+/// All faults, in the order in which they are run.
+pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
+    streams::FAULTS.iter().chain(lifecycle::FAULTS).chain(components::FAULTS)
+}
+
+/// The faults by name, with what happens and what a job must come to.
+pub fn list() -> String {
+    catalogue().fold(String::new(), |mut text, fault| {
+        let host = if fault.needs_host { " (needs the provider host)" } else { "" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}{host}\n    {}\n    the job {}", fault.name, fault.what, fault.right);
+        text
+    })
+}
+
+/// Runs the faults and says for each one how it went. With a cluster that gives no access to its parts, the faults
+/// that need them are skipped, and the table says so.
+///
+/// # Errors
+/// When a name is unknown, or Roadstead is not in the cluster. A fault that is not survived is in the table.
+pub async fn run(progress: Progress, cluster: Cluster, options: &Options) -> Result<Table> {
+    let chosen = choose(&options.only)?;
+    let bench = Installation::of(cluster).await?;
+    let mut table = Table::default();
+    for fault in chosen {
+        let mut row = Row::new(fault.name);
+        if fault.needs_host && bench.cluster.host.is_none() {
+            progress.say(format_args!("faults: {}: skipped, it needs the provider host", fault.name));
+            row.skipped = true;
+            table.rows.push(row);
+            continue;
+        }
+        for round in 0..options.repeat {
+            let seed = seed_of(options.seed, fault.name, round);
+            let site = Site { bench: &bench, random: fastrand::Rng::with_seed(seed) };
+            let began = Instant::now();
+            let finding = once(fault, &site).await;
+            progress.say(format_args!(
+                "faults: {} {}/{}: {} in {:.1} s",
+                fault.name,
+                round + 1,
+                options.repeat,
+                describe(&finding),
+                began.elapsed().as_secs_f64()
+            ));
+            row.add(finding);
+        }
+        table.rows.push(row);
+    }
+    Ok(table)
+}
+
+fn choose(only: &[String]) -> Result<Vec<&'static Fault>> {
+    for name in only {
+        if !catalogue().any(|fault| fault.name == name) {
+            let known: Vec<&str> = catalogue().map(|fault| fault.name).collect();
+            bail!("there is no fault {name}; there are: {}", known.join(", "));
+        }
+    }
+    let wanted = |fault: &&Fault| only.is_empty() || only.iter().any(|name| name == fault.name);
+    Ok(catalogue().filter(wanted).collect())
+}
+
+/// Every fault and round has choices of its own, so that running one alone repeats what it did among all.
+fn seed_of(seed: u64, name: &str, round: u32) -> u64 {
+    let mut mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(round));
+    for byte in name.bytes() {
+        mixed = (mixed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    mixed
+}
+
+/// A line about a finding.
+fn describe(finding: &Result<Finding>) -> String {
+    match finding {
+        Ok(finding) if finding.is_right() => {
+            let mut line = "right".to_owned();
+            if let Some(recovery) = finding.recovery {
+                let _ = write!(line, ", recovered after {:.1} s", recovery.as_secs_f64());
+            }
+            line
+        }
+        Ok(finding) => format!("WRONG: {}", finding.wrong.join("; ")),
+        Err(error) => format!("WRONG: {error:#}"),
+    }
+}
+
+async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
+    let found = (fault.run)(site).await;
+    site.settle().await?;
+    let mut finding = found?;
+    if let Err(error) = site.bench.wait_no_pods(finding.job, SOON).await {
+        finding.pod_left = true;
+        finding.wrong.push(format!("{error:#}"));
+    }
+    Ok(finding)
+}
+
+impl Finding {
+    fn is_right(&self) -> bool {
+        self.wrong.is_empty()
+    }
+}
+
+impl Site<'_> {
+    /// A job in the smallest image.
+    fn job(&self) -> Result<JobSpec> {
+        Ok(JobSpec::fresh().image(self.bench.image("busybox")?))
+    }
+
+    /// Waits until the cluster answers and the operator is there again.
+    async fn settle(&self) -> Result<()> {
+        let until = tokio::time::Instant::now() + SOON;
+        loop {
+            let why = match self.unsettled().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(why)) => why.to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            if tokio::time::Instant::now() >= until {
+                bail!("the cluster did not come back within {SOON:?}: {why}");
+            }
+            tokio::time::sleep(SHORT * 4).await;
+        }
+    }
+
+    async fn unsettled(&self) -> Result<Option<&'static str>> {
+        let ready = http::Request::get("/readyz").body(vec![])?;
+        self.bench.client.request_text(ready).await.context("the API server is not ready")?;
+        let operator = ListParams::default().labels(components::OPERATOR);
+        let pods =
+            self.bench.system_pods().list(&operator).await.context("cannot list the operator's pods")?;
+        let ready = |pod: &k8s_openapi::api::core::v1::Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+        };
+        Ok((!pods.items.iter().any(ready)).then_some("no operator is ready"))
+    }
+
+    /// The name of the job's pod.
+    async fn pod_of(&self, job: i64) -> Result<String> {
+        let pod = self.bench.cijob_of(job).await?.status.and_then(|status| status.pod);
+        Ok(pod.with_context(|| format!("job {job} has no pod"))?.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_words() {
+        let names: Vec<&str> = catalogue().map(|fault| fault.name).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        assert!(names.iter().all(|name| {
+            name.bytes().all(|byte| byte.is_ascii_lowercase() || b"-0123456789".contains(&byte))
+        }));
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_the_known_ones() {
+        let Err(error) = choose(&["earthquake".to_owned()]) else { panic!("an earthquake") };
+        assert!(
+            error.to_string().contains("earthquake") && error.to_string().contains("pod-deleted"),
+            "{error}"
+        );
+        assert_eq!(choose(&["pod-deleted".to_owned()]).unwrap().len(), 1);
+        assert_eq!(choose(&[]).unwrap().len(), catalogue().count());
+    }
+
+    #[test]
+    fn seeds_differ_by_fault_and_round_and_stay_the_same() {
+        assert_eq!(seed_of(1, "a", 0), seed_of(1, "a", 0));
+        let seeds = [seed_of(1, "a", 0), seed_of(1, "a", 1), seed_of(1, "b", 0), seed_of(2, "a", 0)];
+        assert_eq!(seeds.iter().collect::<BTreeSet<_>>().len(), 4);
+    }
+}
