@@ -273,6 +273,16 @@ async fn what_was_allowed_may_be_so_again() {
         Script::new([Try::agent(&agent, 300), denied(), denied(), Try::agent(&agent, whole())], denied);
     assert!(matches!(supervised(&script).await.verdict, Verdict::Exited(_)));
 
+    // However long nobody answered before.
+    let agent = short_script();
+    let start = Instant::now();
+    let script = Script::new([Try::agent(&agent, 300)], move || match start.elapsed().as_secs() {
+        0..100 => Try::trouble(),
+        100..140 => denied(),
+        _ => Try::agent(&agent, whole()),
+    });
+    assert!(matches!(supervised(&script).await.verdict, Verdict::Exited(_)));
+
     let start = Instant::now();
     let script = Script::new([Try::agent(&short_script(), 300)], denied);
     assert_eq!(supervised(&script).await.verdict, Verdict::Denied("no".into()));

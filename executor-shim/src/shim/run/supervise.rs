@@ -33,8 +33,8 @@ const EXPLANATION: Duration = Duration::from_secs(15);
 /// How often a connection may bring damaged output in a row: once may be the network's fault.
 const MOST_DAMAGE: u32 = 3;
 
-/// How long a script that was reached may be out of reach because it is not allowed any more. An
-/// API server that has just started may not know who may do what.
+/// How long it may not be allowed any more to reach a script that was reached. An API server that
+/// has just started may not know who may do what.
 const DENIED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that are tried to tell the agent that the script shall end.
@@ -121,6 +121,7 @@ pub async fn supervise<C: Connector, V: Oversight, O: Output>(
         output,
         backoff,
         outage: None,
+        denied: None,
         reconnects: 0,
         connected: false,
         damage: 0,
@@ -139,6 +140,8 @@ struct Supervisor<'a, C, V, O> {
     output: &'a mut O,
     backoff: Backoff,
     outage: Option<Outage>,
+    /// When it was first not allowed, in this interruption.
+    denied: Option<Instant>,
     reconnects: u32,
     connected: bool,
     damage: u32,
@@ -154,6 +157,7 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
             if self.progress.signs_of_life > life {
                 // It is being taken care of: whatever follows is a new interruption.
                 self.outage = None;
+                self.denied = None;
                 self.damage = 0;
                 self.backoff.reset();
             }
@@ -194,8 +198,8 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
                 (lost.to_string(), false)
             }
             Connection::Failed(ConnectError::Denied(reason)) => {
-                let since = self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.since.elapsed());
-                if !self.connected || since > DENIED_FOR {
+                let since = *self.denied.get_or_insert_with(Instant::now);
+                if !self.connected || since.elapsed() > DENIED_FOR {
                     return Ok(Verdict::Denied(reason));
                 }
                 (reason, false)
