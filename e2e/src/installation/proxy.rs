@@ -170,8 +170,8 @@ async fn copy(
         count.fetch_add(read as u64, Ordering::Relaxed);
         budget = budget.map(|left| left.saturating_sub(read as u64));
         let rate = weather.rate.load(Ordering::Relaxed);
-        if rate > 0 {
-            tokio::time::sleep(Duration::from_secs(1).mul_f64(read as f64 / rate as f64)).await;
+        if let Some(nanoseconds) = (read as u64).saturating_mul(1_000_000_000).checked_div(rate) {
+            tokio::time::sleep(Duration::from_nanos(nanoseconds)).await;
         }
     }
 }

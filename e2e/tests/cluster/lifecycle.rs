@@ -74,27 +74,6 @@ async fn a_job_whose_runner_is_dead_ends_at_its_timeout() -> Result<()> {
     bench.wait_no_pods(spec.id, SOON).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_whose_runner_is_dead_ends_at_the_orphan_time() -> Result<()> {
-    let bench = Installation::join().await?;
-    let class = bench.class("e2e-orphan", |class| class.spec.timeouts.orphan_seconds = 10).await?;
-    let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo running", "sleep 300"]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
-    let job = harness.start(&spec).await?;
-    job.wait_log("running", DEADLINE).await?;
-    let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
-    job.kill_runner();
-    let killed = std::time::Instant::now();
-    let found = bench.wait_cijob(&name, "Errored", Duration::from_secs(60), phase_is(Phase::Errored)).await?;
-    assert_eq!(reason_of(&found), Some(Reason::ClientLost));
-    bench.wait_no_pods(spec.id, SOON).await?;
-    let took = killed.elapsed();
-    assert!(took >= Duration::from_secs(9), "it ended after {took:?}, before its orphan time");
-    // The shim ends the stage in its own grace of 10 s before the clock starts.
-    assert!(took < Duration::from_secs(45), "it ended after {took:?}");
-    Ok(())
-}
-
 /// A driver that fails a stage in the way the cluster might, some number of times.
 fn failing_driver(bench: &Installation, stage: &str, times: u32) -> Result<Driver> {
     let script = bench.dir().join(format!("failing-{stage}-{times}"));
@@ -190,23 +169,6 @@ async fn cleanup_twice_alone_and_with_everything_gone_succeeds() -> Result<()> {
     let cleanup = result.call("cleanup");
     assert_eq!(cleanup.code(), Some(0), "{cleanup:?}");
     assert!(cleanup.duration().is_some_and(|took| took < Duration::from_secs(10)), "{cleanup:?}");
-    bench.wait_no_pods(spec.id, SOON).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn deleting_the_object_ends_the_job_and_says_so() -> Result<()> {
-    let bench = Installation::join().await?;
-    let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo running", "sleep 300"]);
-    let job = bench.harness()?.start(&spec).await?;
-    job.wait_log("running", DEADLINE).await?;
-    let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
-    bench
-        .cijobs()
-        .delete(&name, &kube::api::DeleteParams::default())
-        .await
-        .context("cannot delete the CiJob")?;
-    let result = job.finish(DEADLINE).await?;
-    result.assert_system_failure();
     bench.wait_no_pods(spec.id, SOON).await
 }
 
