@@ -6,13 +6,11 @@ use anyhow::{Context as _, Result};
 use kube::api::{DeleteParams, ListParams};
 
 use super::judge::{BEGIN, Load, longest_silence};
-use super::{DEADLINE, Fault, Finding, Site};
+use super::{DEADLINE, EVERY_BYTE, Fault, Finding, Site};
 use crate::cluster::{Action, Cluster, Component};
 
 /// Label selector of the operator's pods.
 pub const OPERATOR: &str = "app.kubernetes.io/component=operator";
-
-const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
 
 /// The faults.
 pub const FAULTS: &[Fault] = &[

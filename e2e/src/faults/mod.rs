@@ -21,6 +21,8 @@ use crate::progress::Progress;
 
 pub use table::{Row, Table};
 
+/// What most jobs must come to.
+const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
 /// Longer than any of the jobs takes, its fault included.
 const DEADLINE: Duration = Duration::from_mins(4);
 /// What the cluster may take to come back, and to show what has happened.

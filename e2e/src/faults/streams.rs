@@ -5,11 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::judge::{BEGIN, END, Load, goes_on, longest_silence};
-use super::{DEADLINE, Fault, Finding, Site};
+use super::{DEADLINE, EVERY_BYTE, Fault, Finding, Site};
 use crate::harness::{Harness, RunningJob};
 use crate::installation::{Cut, Proxy};
-
-const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
 
 /// The faults.
 pub const FAULTS: &[Fault] = &[
