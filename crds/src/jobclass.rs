@@ -10,13 +10,15 @@ use serde::{Deserialize, Serialize};
 use crate::request::PullPolicy;
 use crate::schema;
 
+pub mod matching;
 mod placement;
 mod resources;
 
+pub use matching::{JobClassStatus, Matching, Mode, RefMatching};
 pub use placement::{Allowed, Placement, PlacementRule};
 pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
 
-/// Name of the class that applies to jobs that name none.
+/// Name of the class that takes every job without saying so: one without `match`, it comes last.
 pub const DEFAULT_CLASS: &str = "default";
 
 /// What jobs of the class run with. Every field has a default, so an empty spec is a valid class.
@@ -26,16 +28,20 @@ pub const DEFAULT_CLASS: &str = "default";
     version = "v1alpha1",
     kind = "JobClass",
     plural = "jobclasses",
+    status = "JobClassStatus",
     derive = "PartialEq",
     shortname = "jc",
     category = "ci",
     doc = "JobClass says what jobs may use, where they run and for how long.",
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message("a JobClass is named by at most 63 lower-case letters, digits and hyphens: jobs and labels carry the name"),
+    printcolumn(name = "Valid", type_ = "string", json_path = ".status.conditions[?(@.type==\"Valid\")].status"),
+    printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image.default"),
     printcolumn(name = "Shell", type_ = "string", json_path = ".spec.builds.shell"),
     printcolumn(name = "Timeout", type_ = "integer", json_path = ".spec.timeouts.jobSeconds"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode", priority = 1),
     printcolumn(name = "Description", type_ = "string", json_path = ".spec.description", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -44,6 +50,22 @@ pub struct JobClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub description: Option<String>,
+
+    /// Which jobs the class takes. Without it a class is for runners that name it
+    /// (`ROADSTEAD_CLASS`); only the class named `default` then takes every job that no other class
+    /// of its priority takes.
+    #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
+    pub matching: Option<Matching>,
+
+    /// Among the classes that take a job, the one with the highest priority gets it.
+    #[serde(default)]
+    pub priority: i32,
+
+    /// `Enforce`: the class never takes a job that its `match` does not take. `Audit`: where no
+    /// class takes a job, it runs in this one all the same, and the job's condition `Audited` and an
+    /// Event say what would have been.
+    #[serde(default)]
+    pub mode: Mode,
 
     /// The build container's image.
     #[serde(default)]

@@ -31,7 +31,7 @@ pub mod status;
 #[cfg(feature = "objects")]
 pub use cijob::{CiJob, CiJobSpec};
 #[cfg(feature = "objects")]
-pub use jobclass::{JobClass, JobClassSpec};
+pub use jobclass::{JobClass, JobClassSpec, JobClassStatus};
 #[cfg(feature = "objects")]
 pub use reason::Reason;
 #[cfg(feature = "objects")]

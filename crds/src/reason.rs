@@ -26,12 +26,15 @@ pub enum Reason {
     DeadlineExceeded,
     /// The job's containers did not start in the time that the class gives them.
     StartTimeout,
-    /// The JobClass that the job names does not exist.
+    /// The JobClass that the job names does not exist, or there is none for jobs that name none.
     ClassNotFound,
-    /// The JobClass cannot be applied: its pod overlay is not a pod, or breaks a boundary.
+    /// The JobClass cannot be applied: its spec contradicts itself, its expression fails, its pod
+    /// overlay is not a pod or breaks a boundary.
     ClassInvalid,
     /// The job asks for resources, nodes or other parts of its pod that its class does not allow.
     OverrideRefused,
+    /// No JobClass takes the job, or the one that it names does not.
+    NoClassMatches,
     /// The reference of the job's image is malformed.
     InvalidImageName,
     /// The registry does not have the image, or hides it from these credentials.
@@ -88,6 +91,7 @@ impl Reason {
             Self::ClassNotFound => "ClassNotFound",
             Self::ClassInvalid => "ClassInvalid",
             Self::OverrideRefused => "OverrideRefused",
+            Self::NoClassMatches => "NoClassMatches",
             Self::InvalidImageName => "InvalidImageName",
             Self::ImageNotFound => "ImageNotFound",
             Self::ImagePullFailed => "ImagePullFailed",
@@ -109,6 +113,7 @@ impl Reason {
         match self {
             Self::ScriptFailed
             | Self::OverrideRefused
+            | Self::NoClassMatches
             | Self::InvalidImageName
             | Self::ImageNotFound
             | Self::ImageUnusable

@@ -44,6 +44,18 @@ pub struct JobRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<i64>,
 
+    /// Login of the user who started the job, as GitLab's API says it. Absent where it was not
+    /// asked: among the job's variables only an author's own would be found with certainty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub user_login: Option<String>,
+
+    /// What started the pipeline, in GitLab's words (`CI_PIPELINE_SOURCE`): `push`,
+    /// `merge_request_event`, `schedule`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub pipeline_source: Option<String>,
+
     /// The runner that took the job.
     #[serde(default)]
     pub runner: RunnerIdentity,
@@ -61,7 +73,7 @@ pub struct JobRequest {
     #[schemars(transform = schema::described_by_field)]
     pub tag_source: Option<TagSource>,
 
-    /// Name of the JobClass to use. Without it the class named `default` applies.
+    /// Name of the JobClass to use. Without it the class is chosen by what classes match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub class_name: Option<String>,

@@ -28,7 +28,7 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 
-    /// Conditions `Admitted`, `Scheduled`, `Started`, `Finished`, `Disrupted`.
+    /// Conditions `Admitted`, `Audited`, `Scheduled`, `Started`, `Finished`, `Disrupted`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -132,6 +132,8 @@ impl Phase {
 pub mod condition {
     /// The job may run: its class was found and applied.
     pub const ADMITTED: &str = "Admitted";
+    /// No class takes the job; it runs because the mode of its class is `Audit`.
+    pub const AUDITED: &str = "Audited";
     /// The job's pod has a node.
     pub const SCHEDULED: &str = "Scheduled";
     /// The job's containers run.

@@ -145,9 +145,17 @@ fn the_reference_is_what_the_types_say() {
 #[test]
 fn every_field_has_a_row_of_its_own() {
     let reference = reference();
-    for field in
-        ["description", "image.default", "helper.agent", "builds.shell", "timeouts.jobSeconds", "pod.overlay"]
-    {
+    for field in [
+        "description",
+        "match.tags",
+        "match.refs.protectedOnly",
+        "mode",
+        "image.default",
+        "helper.agent",
+        "builds.shell",
+        "timeouts.jobSeconds",
+        "pod.overlay",
+    ] {
         assert_eq!(reference.matches(&format!("| `{field}` |")).count(), 1, "{field}");
     }
     for (field, _) in FOREIGN {

@@ -18,6 +18,7 @@ const CLASS_NAME: &str = "a JobClass is named by at most 63 lower-case letters, 
 const DIRECTORIES: &str = "buildsDir and cacheDir must not be the same or inside each other";
 const QUANTITIES: &str =
     "requests, limits, max and min must be Kubernetes quantities such as 500m or 2Gi, and not negative";
+const SOME_JOB: &str = "a class without tags must run untagged jobs: with `tags: []` and `runUntagged: false` it would take no job at all";
 const REQUEST_WITHIN_LIMIT: &str = "a request must not exceed its limit";
 
 fn schema(crd: CustomResourceDefinition) -> Value {
@@ -90,7 +91,7 @@ fn every_rule_is_tested_here() {
     let mut messages = BTreeSet::new();
     collect(&schema(CiJob::crd()), &mut messages);
     collect(&schema(JobClass::crd()), &mut messages);
-    let tested = [NAME, REQUEST, HOLD, CLASS_NAME, DIRECTORIES, QUANTITIES, REQUEST_WITHIN_LIMIT];
+    let tested = [NAME, REQUEST, HOLD, CLASS_NAME, DIRECTORIES, QUANTITIES, SOME_JOB, REQUEST_WITHIN_LIMIT];
     assert_eq!(messages, tested.into_iter().map(str::to_owned).collect());
 }
 
@@ -195,5 +196,19 @@ fn a_request_stays_within_its_limit() {
     }
     for (request, limit) in [("1Gi", "1G"), ("1025Mi", "1Gi"), ("1", "999m")] {
         assert_messages(JobClass::crd(), &class("a", spec(request, limit)), None, &[REQUEST_WITHIN_LIMIT]);
+    }
+}
+
+#[test]
+fn a_class_takes_some_job() {
+    for (matching, messages) in [
+        (json!({}), &[][..]),
+        (json!({ "tags": [] }), &[]),
+        (json!({ "tags": [], "runUntagged": true }), &[]),
+        (json!({ "tags": ["a"], "runUntagged": false }), &[]),
+        (json!({ "runUntagged": false }), &[]),
+        (json!({ "tags": [], "runUntagged": false }), &[SOME_JOB]),
+    ] {
+        assert_messages(JobClass::crd(), &class("default", json!({ "match": matching })), None, messages);
     }
 }

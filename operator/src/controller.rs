@@ -14,19 +14,20 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{Config, applier};
 use kube::{Api, Client};
-use roadstead_crds::{CiJob, JobClass, Phase, Reason};
+use roadstead_crds::{CiJob, Phase, Reason};
 use thiserror::Error;
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
 
 use crate::backoff::{Backoffs, Random};
+use crate::classes::Classes;
 use crate::job::apply::{Applied, ApplyError, Writer};
 use crate::job::memory::Memory;
 use crate::job::observe::{ObserveError, Sources, observe};
 use crate::job::plan::plan;
 use crate::job::{Identity, named_by};
 use crate::journal::Journal;
-use crate::policy::{Images, class};
+use crate::policy::{Images, select};
 use crate::telemetry::{Metrics, Outcome};
 use crate::{chain, watch};
 
@@ -77,8 +78,8 @@ pub struct Shared {
     pub client: Client,
     /// Images that no class names.
     pub images: Arc<Images>,
-    /// Cache of all classes.
-    pub classes: Store<JobClass>,
+    /// All classes.
+    pub classes: Arc<Classes>,
     /// Is told of every status that was written.
     pub journal: Arc<Journal>,
     /// Counts.
@@ -134,7 +135,7 @@ impl Controller {
         let context = Arc::new(Context {
             sources: Sources {
                 pods,
-                classes: shared.classes.clone(),
+                classes: Arc::clone(&shared.classes),
                 api: api.clone(),
                 memory: Arc::clone(&memory),
             },
@@ -252,13 +253,13 @@ fn by_class(
     })
 }
 
-/// Whether the job waits for this class; for any, where none is named.
+/// Whether the job waits for this class, or for any that takes it; `None`: for some class.
 fn awaits(job: &CiJob, name: Option<&str>) -> bool {
     let status = job.status.as_ref();
     let waits = status.is_some_and(|status| {
         status.reason == Some(Reason::ClassNotFound) && !status.phase.is_some_and(Phase::is_final)
     });
-    waits && name.is_none_or(|name| class::wanted(&job.spec.request) == name)
+    waits && name.is_none_or(|name| select::concerns(&job.spec.request, name))
 }
 
 type Reconciled = Pin<Box<dyn Future<Output = Result<Action, ReconcileError>> + Send>>;
@@ -311,6 +312,7 @@ async fn once(
         .await
         .map_err(|source| ReconcileError::Observe { source })?;
     let plan = plan(&observed, &context.shared.images, Timestamp::now());
+    plan.faults.iter().cloned().for_each(|fault| classes.found(fault));
     let wait = plan.requeue;
     tracing::debug!(why = ?plan.why, actions = plan.actions.len(), wait_seconds = wait.map(|wait| wait.as_secs()), "planned");
     let applied =

@@ -1,5 +1,7 @@
 //! Objects that tests start from.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
@@ -12,6 +14,7 @@ use crate::job::Identity;
 use crate::job::pod::{self, Order};
 use crate::policy::Images;
 use crate::policy::class::{Terms, place};
+use crate::policy::select::Candidate;
 
 pub const JOB: &str = "cij-4711-0123456789";
 pub const JOB_UID: &str = "3f2a91bc-0000-4000-8000-000000000000";
@@ -40,6 +43,8 @@ pub fn request() -> JobRequest {
         },
         pipeline_id: Some(7),
         user_id: Some(9),
+        user_login: None,
+        pipeline_source: None,
         runner: RunnerIdentity::default(),
         tags: vec![],
         tag_source: None,
@@ -70,6 +75,11 @@ pub fn job() -> CiJob {
 
 pub fn class() -> JobClass {
     JobClass::new("default", JobClassSpec::default())
+}
+
+/// The classes of a cluster that has only [`class`].
+pub fn candidates() -> Vec<Arc<Candidate>> {
+    vec![Arc::new(Candidate::new(Arc::new(class())))]
 }
 
 pub fn images() -> Images {

@@ -1,5 +1,5 @@
 //! What is told to others about a status that was written: metrics, and an Event for each of the
-//! three steps that people look for.
+//! steps that people look for.
 
 use std::sync::Arc;
 
@@ -69,8 +69,12 @@ pub async fn write_events(recorder: Recorder, mut queue: mpsc::Receiver<Note>, m
 
 /// One Event for each step that the later status has taken and the earlier one had not.
 fn events(before: &CiJobStatus, after: &CiJobStatus) -> Vec<Event> {
-    let steps =
-        [(condition::ADMITTED, "Admit"), (condition::STARTED, "Start"), (condition::FINISHED, "Finish")];
+    let steps = [
+        (condition::ADMITTED, "Admit"),
+        (condition::AUDITED, "Audit"),
+        (condition::STARTED, "Start"),
+        (condition::FINISHED, "Finish"),
+    ];
     let taken = steps.into_iter().filter(|(kind, _)| is_true(after, kind) && !is_true(before, kind));
     taken
         .map(|(kind, action)| {
@@ -79,7 +83,7 @@ fn events(before: &CiJobStatus, after: &CiJobStatus) -> Vec<Event> {
                 let bad = !matches!(after.phase, Some(Phase::Succeeded | Phase::Canceled));
                 (after.reason.map_or(kind, |reason| reason.as_str()), bad)
             } else {
-                (kind, false)
+                (kind, kind == condition::AUDITED)
             };
             Event {
                 type_: if bad { EventType::Warning } else { EventType::Normal },

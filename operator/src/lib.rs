@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod backoff;
+pub mod classes;
 pub mod cli;
 pub mod connect;
 pub mod controller;

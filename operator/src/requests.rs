@@ -79,6 +79,7 @@ fn kind(method: &Method, path: &str, query: Option<&str>) -> (&'static str, &'st
         ["cijobs", _, "status"] => "cijobs/status",
         ["cijobs", ..] => "cijobs",
         ["pods", ..] => "pods",
+        ["jobclasses", _, "status"] => "jobclasses/status",
         ["jobclasses", ..] => "jobclasses",
         ["events", ..] => "events",
         _ => "other",

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::pin_mut;
 use kube::Api;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
@@ -20,6 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch as flag};
 use tokio::task::JoinSet;
 
+use crate::classes::Classes;
+use crate::classes::writer::write_statuses;
 use crate::cli::Cli;
 use crate::connect::{ConnectError, connect};
 use crate::controller::{Controller, Shared};
@@ -88,17 +89,18 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     let recorder = Recorder::new(client.clone(), Reporter::from(REPORTER));
     parts.add("the writer of Events", write_events(recorder, notes, metrics.clone()));
 
-    let (classes, classes_writer) = reflector::store::<JobClass>();
+    let (class_cache, classes_writer) = reflector::store::<JobClass>();
+    let (classes, faults) = Classes::new(class_cache.clone());
     let (class_changed, _) = broadcast::channel(CLASS_CHANGES);
     let shared = Shared {
         client: client.clone(),
         images: Arc::new(Images { helper: cli.helper_image, agent: cli.agent_image }),
-        classes: classes.clone(),
+        classes: Arc::clone(&classes),
         journal,
         metrics: metrics.clone(),
         random: fastrand::f64,
     };
-    let mut health = Health { registry, caches: vec![Cache::new("jobclasses", classes)] };
+    let mut health = Health { registry, caches: vec![Cache::new("jobclasses", class_cache.clone())] };
     let mut counts = JobCounts { stores: vec![] };
     for namespace in cli.job_namespaces.into_iter().collect::<BTreeSet<_>>() {
         let controller = Controller::new(shared.clone(), namespace.clone(), class_changed.subscribe());
@@ -115,19 +117,18 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     // The writer of Events ends with the last of those that bring it any.
     drop(shared);
 
-    let class_events = watch::objects(Api::all(client), "jobclasses", metrics, fastrand::f64);
+    let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics, fastrand::f64);
     let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
-    parts.add("the watch of JobClasses", async move {
-        pin_mut!(class_events);
-        while let Some(event) = class_events.next().await {
-            if let Event::Apply(JobClass { metadata, .. }) | Event::InitApply(JobClass { metadata, .. }) =
-                event
-            {
-                // Nobody listening is fine.
-                let _ = class_changed.send(metadata.name.unwrap_or_default());
-            }
+    let class_events = class_events.inspect(move |event| {
+        if let Event::Apply(JobClass { metadata, .. }) | Event::InitApply(JobClass { metadata, .. }) = event {
+            // Nobody listening is fine.
+            let _ = class_changed.send(metadata.name.clone().unwrap_or_default());
         }
     });
+    parts.add(
+        "the watch of JobClasses",
+        write_statuses(Api::all(client), class_cache, classes, class_events, faults),
+    );
     parts.add("the HTTP server", async move {
         if let Err(error) = http::serve(listener, health, told(stopped)).await {
             tracing::error!(%error, "the HTTP server failed");

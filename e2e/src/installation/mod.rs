@@ -198,12 +198,13 @@ impl Installation {
     }
 
     /// Creates a JobClass from the class `default` with changes, in place of one of that name, and returns
-    /// its full name.
+    /// its full name. It has no match, so that only who names it gets it.
     pub async fn class(&self, name: &str, change: impl FnOnce(&mut JobClass)) -> Result<String> {
         let (name, base) = (self.class_name(name), self.class_name("default"));
         let base =
             self.classes().get(&base).await.with_context(|| format!("cannot read the class {base}"))?;
         let mut class = JobClass::new(&name, base.spec);
+        class.spec.matching = None;
         change(&mut class);
         // An error says that there is none, or comes again with the creation.
         let _ = self.classes().delete(&name, &DeleteParams::default()).await;

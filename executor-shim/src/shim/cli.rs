@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::shim::tags::Source;
+
 /// How jobs are run by hand.
 const BY_HAND: &str = r#"Jobs by hand:
   echo '{"command":"run","script":["echo hello"]}' | executor-shim
@@ -81,9 +83,23 @@ pub struct Options {
     #[arg(long, env = "ROADSTEAD_NAMESPACE", global = true, value_name = "NAME")]
     pub namespace: Option<String>,
 
-    /// JobClass that the jobs ask for. Where absent, the operator uses the class named `default`.
+    /// JobClass that the jobs ask for. Where absent, the operator chooses one that takes the job.
     #[arg(long, env = "ROADSTEAD_CLASS", global = true, value_name = "NAME")]
     pub class: Option<String>,
+
+    /// Where the tags of jobs come from, by which classes are chosen.
+    #[arg(long, env = "ROADSTEAD_TAG_SOURCE", global = true, value_name = "SOURCE", default_value = "job")]
+    pub tag_source: Source,
+
+    /// GitLab's API, such as `https://gitlab.example.com/api/v4`. Where absent, what GitLab says
+    /// (CI_API_V4_URL), if it is the server of the job's repository.
+    #[arg(long, env = "ROADSTEAD_GITLAB_API_URL", global = true, value_name = "URL")]
+    pub gitlab_api_url: Option<String>,
+
+    /// File with the certificates of GitLab's authority. Where absent, those that gitlab-runner knows
+    /// (`tls-ca-file`) and the system's.
+    #[arg(long, env = "ROADSTEAD_GITLAB_CA_FILE", global = true, value_name = "PATH")]
+    pub gitlab_ca_file: Option<PathBuf>,
 
     /// Diagnostics to write: a level (error, warn, info, debug, trace) or a list such as
     /// `info,executor_shim=debug`. Where absent, info with --log-file and warn without.

@@ -20,6 +20,7 @@ use crate::shim::job_response::JobResponse;
 use crate::shim::redact::Secrets;
 use crate::shim::request;
 use crate::shim::state::{State, StateFile};
+use crate::shim::tags;
 use crate::shim::watch::{Seen, Watch};
 
 /// How long the API server may take to take the job.
@@ -31,21 +32,25 @@ const ADMIT_WITHIN: Duration = Duration::from_secs(60);
 /// How long a job may wait for room: a little less than gitlab-runner waits for `config`.
 const QUEUE_FOR: Duration = Duration::from_secs(55 * 60);
 
-/// Asks for the pod and returns the text for standard output.
-pub async fn config(options: &Options, env: &RunnerEnv) -> Result<String, Failure> {
+/// Asks for the pod and returns the text for standard output, and a line for the job log where
+/// there is something to say.
+pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Option<String>), Failure> {
     let system = |error: &dyn std::error::Error| Failure::system(error.to_string());
     let tmpdir = env.tmpdir().map_err(|error| system(&error))?;
     let response = env.job_response_file().map_err(|error| system(&error))?;
     let job = JobResponse::read(&response).map_err(|error| system(&error))?;
     let now = request::in_microseconds(Timestamp::now());
-    let request = request::build(&job, &Secrets::of(&job, env), options.class.as_deref(), now)?;
+    let (told, cluster) = tokio::join!(tags::ask(options, env, &job), Cluster::find(options));
+    let told = told?;
+    let note = tags::note(&told);
+    let request = request::build(&job, told, &Secrets::of(&job, env), options.class.as_deref(), now)?;
     let name = names::cijob_name(&request.server, request.job.id, &attempt_of(&tmpdir));
-    let cluster = Cluster::find(options).await.map_err(|error| system(&error))?;
+    let cluster = cluster.map_err(|error| system(&error))?;
 
     let file = StateFile::in_dir(&tmpdir);
     let mut state = State::new(cluster.namespace.clone(), name, now);
     let (settings, status) = ask(&cluster, &file, &mut state, request).await?;
-    Ok(answer(&state, &settings, &status))
+    Ok((answer(&state, &settings, &status), note))
 }
 
 /// Asks for the job and waits until the operator has admitted it.

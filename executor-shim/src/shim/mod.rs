@@ -30,6 +30,7 @@ pub mod run;
 pub mod signals;
 pub mod stage;
 pub mod state;
+pub mod tags;
 pub mod watch;
 
 use std::ffi::OsString;
@@ -139,10 +140,15 @@ async fn dispatch(
                 _ = interrupt.wait() => Err(End::Interrupted),
             };
             let end = match result {
-                Ok(text) => match log.answer(&text).await {
-                    Ok(()) => End::Done,
-                    Err(error) => Failure::system(format!("cannot answer gitlab-runner: {error}")).into(),
-                },
+                Ok((text, note)) => {
+                    if let Some(note) = note {
+                        log.line(&note).await;
+                    }
+                    match log.answer(&text).await {
+                        Ok(()) => End::Done,
+                        Err(error) => Failure::system(format!("cannot answer gitlab-runner: {error}")).into(),
+                    }
+                }
                 Err(end) => end,
             };
             note_start(env, &end);

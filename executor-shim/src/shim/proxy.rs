@@ -1,4 +1,4 @@
-//! Whether the cluster is reached through a proxy.
+//! Whether the cluster, or GitLab's API, is reached through a proxy.
 //!
 //! gitlab-runner often runs with `HTTPS_PROXY` and `NO_PROXY` for the jobs' sake, and both reach the
 //! shim. A kubeconfig may name a proxy of its own; only one of the environment has exceptions.
@@ -8,6 +8,8 @@ use std::net::IpAddr;
 /// What the environment says about proxies.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyEnv {
+    /// `HTTP_PROXY`.
+    pub http_proxy: Option<String>,
     /// `HTTPS_PROXY`.
     pub https_proxy: Option<String>,
     /// `NO_PROXY`.
@@ -19,9 +21,20 @@ impl ProxyEnv {
     pub fn of_this_process() -> Self {
         let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
+            http_proxy: get("HTTP_PROXY").or_else(|| get("http_proxy")),
             https_proxy: get("HTTPS_PROXY").or_else(|| get("https_proxy")),
             no_proxy: get("NO_PROXY").or_else(|| get("no_proxy")),
         }
+    }
+
+    /// The proxy for a server, as gitlab-runner chooses its own: none for this machine itself.
+    pub fn of(&self, secure: bool, host: &str, port: u16) -> Option<String> {
+        let proxy = if secure { &self.https_proxy } else { &self.http_proxy };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let local = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let listed = self.no_proxy.as_deref().is_some_and(|list| is_listed(list, host, port));
+        let proxy = proxy.as_deref().filter(|_| !local && !listed)?;
+        Some(if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") })
     }
 
     /// Whether the proxy that was found for a host is the environment's, and not meant for that host.
@@ -118,11 +131,29 @@ mod tests {
 
     #[test]
     fn only_the_proxy_of_the_environment_has_exceptions() {
-        let env =
-            ProxyEnv { https_proxy: Some("http://proxy:3128".into()), no_proxy: Some("10.0.0.0/8".into()) };
+        let env = ProxyEnv {
+            http_proxy: None,
+            https_proxy: Some("http://proxy:3128".into()),
+            no_proxy: Some("10.0.0.0/8".into()),
+        };
         assert!(env.excepts("http://proxy:3128/", "10.0.0.1", 6443));
         assert!(!env.excepts("http://proxy:3128/", "11.0.0.1", 6443));
         assert!(!env.excepts("http://other:3128/", "10.0.0.1", 6443));
         assert!(!ProxyEnv::default().excepts("http://proxy:3128/", "10.0.0.1", 6443));
+    }
+
+    #[test]
+    fn a_server_has_the_proxy_of_its_scheme() {
+        let env = ProxyEnv {
+            http_proxy: Some("plain:3128".into()),
+            https_proxy: Some("http://secure:3128".into()),
+            no_proxy: Some("internal.test,10.0.0.0/8".into()),
+        };
+        assert_eq!(env.of(true, "gitlab.test", 443).as_deref(), Some("http://secure:3128"));
+        assert_eq!(env.of(false, "gitlab.test", 80).as_deref(), Some("http://plain:3128"));
+        for direct in ["internal.test", "a.internal.test", "10.1.2.3", "localhost", "127.0.0.1", "[::1]"] {
+            assert_eq!(env.of(true, direct, 443), None, "{direct}");
+        }
+        assert_eq!(ProxyEnv::default().of(true, "gitlab.test", 443), None);
     }
 }

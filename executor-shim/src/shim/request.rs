@@ -13,6 +13,7 @@ use crate::shim::exit::Failure;
 use crate::shim::job_response::{Image, JobResponse};
 use crate::shim::overrides;
 use crate::shim::redact::Secrets;
+use crate::shim::tags::Told;
 
 /// Timeout that gitlab-runner itself assumes where GitLab sends none, in seconds.
 const DEFAULT_TIMEOUT_SECONDS: i64 = 7_200;
@@ -28,6 +29,7 @@ const NO_SERVER: &str = "unknown";
 /// cannot change that; only where a job has no repository is it `CI_SERVER_URL`.
 pub fn build(
     job: &JobResponse,
+    told: Told,
     secrets: &Secrets,
     class_name: Option<&str>,
     requested_at: Timestamp,
@@ -46,12 +48,14 @@ pub fn build(
         git_ref: git_ref(job),
         pipeline_id: info.pipeline_id.filter(|id| *id > 0),
         user_id: info.user_id.filter(|id| *id > 0),
+        user_login: told.user_login,
+        pipeline_source: told.pipeline_source.or_else(|| pipeline_source(job)),
         runner: RunnerIdentity {
             id: job.predefined("CI_RUNNER_ID").and_then(|id| id.parse().ok()),
             description: job.predefined("CI_RUNNER_DESCRIPTION").map(|text| shortened(text, 1024)),
         },
-        tags: Vec::new(),
-        tag_source: None,
+        tags: told.tags,
+        tag_source: told.source,
         class_name: class_name.map(str::to_owned),
         image: image(&job.image)?,
         overrides: overrides::of(job, secrets)?,
@@ -79,7 +83,7 @@ fn server(job: &JobResponse) -> String {
 }
 
 /// Scheme, host and port of an HTTP URL, and its path where wanted; never its credentials.
-fn origin(url: &str, with_path: bool) -> Option<String> {
+pub(crate) fn origin(url: &str, with_path: bool) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
     let default_port = match scheme.as_str() {
@@ -120,8 +124,21 @@ fn git_ref(job: &JobResponse) -> GitRef {
         name: git.git_ref.clone(),
         ref_type: if git.ref_type == "tag" { GitRefType::Tag } else { GitRefType::Branch },
         sha: git.sha.clone(),
-        protected: git.protected.or_else(variable),
+        protected: if is_from_fork(job) { Some(false) } else { git.protected.or_else(variable) },
     }
+}
+
+/// Whether the job belongs to a merge request from another project. GitLab gives such a pipeline no
+/// protected runner; nothing that it might say to the contrary is believed.
+/// <https://docs.gitlab.com/ci/pipelines/merge_request_pipelines/#control-access-to-protected-variables-and-runners>
+fn is_from_fork(job: &JobResponse) -> bool {
+    let source = job.predefined("CI_MERGE_REQUEST_SOURCE_PROJECT_ID");
+    source.is_some_and(|source| source.parse() != Ok(job.job_info.project_id))
+}
+
+fn pipeline_source(job: &JobResponse) -> Option<String> {
+    let source = job.predefined("CI_PIPELINE_SOURCE")?;
+    (1..=64).contains(&source.chars().count()).then(|| source.to_owned())
 }
 
 fn image(image: &Image) -> Result<Option<ImageRequest>, Failure> {
@@ -212,10 +229,13 @@ fn check_secrets(job: &JobResponse, request: &JobRequest, secrets: &Secrets) -> 
         ("the name of the Git ref", Some(request.git_ref.name.as_str())),
         ("the commit", Some(request.git_ref.sha.as_str())),
         ("the description of the runner", job.predefined("CI_RUNNER_DESCRIPTION")),
+        ("the login of the user", request.user_login.as_deref()),
+        ("the source of the pipeline", request.pipeline_source.as_deref()),
         ("the name of the image", image.map(|image| image.name.as_str())),
         ("image:kubernetes:user", image.and_then(|image| image.user.as_deref())),
     ];
-    for (field, text) in fields.into_iter().chain(overrides) {
+    let tags = request.tags.iter().map(|tag| ("a tag of the job", Some(tag.as_str())));
+    for (field, text) in fields.into_iter().chain(tags).chain(overrides) {
         if text.is_some_and(|text| secrets.occur_in(text)) {
             return Err(Failure::user(format!(
                 "{field} contains the value of a masked variable or another secret of the job; \
@@ -229,6 +249,7 @@ fn check_secrets(job: &JobResponse, request: &JobRequest, secrets: &Secrets) -> 
 #[cfg(test)]
 mod tests {
     use roadstead_crds::reason::Blame;
+    use roadstead_crds::request::TagSource;
     use serde_json::{Value, json};
 
     use super::*;
@@ -244,7 +265,7 @@ mod tests {
             "runner_info": {"timeout": 3600},
             "variables": [
                 {"key": "CI_RUNNER_ID", "value": "12"}, {"key": "CI_RUNNER_ID", "value": "13"},
-                {"key": "CI_RUNNER_DESCRIPTION", "value": "on kubernetes"},
+                {"key": "CI_RUNNER_DESCRIPTION", "value": "on kubernetes"}, {"key": "CI_PIPELINE_SOURCE", "value": "push"},
                 {"key": "PASSWORD", "value": "hunter2hunter2", "masked": true}],
             "image": {"name": "alpine:3.20", "executor_opts": {"kubernetes": {"user": "1000:1000"}},
                 "pull_policy": ["if-not-present", "always", "always"]}
@@ -254,7 +275,19 @@ mod tests {
     fn build_from(response: &Value) -> Result<JobRequest, Failure> {
         let job: JobResponse = serde_json::from_value(response.clone()).unwrap();
         let secrets = Secrets::of(&job, &RunnerEnv::new([]));
-        build(&job, &secrets, Some("large"), Timestamp::from_nanosecond(1_790_000_000_123_456_789).unwrap())
+        let told = Told {
+            tags: vec!["linux".to_owned(), "docker".to_owned()],
+            source: Some(TagSource::Job),
+            user_login: Some("ada".to_owned()),
+            pipeline_source: None,
+        };
+        build(
+            &job,
+            told,
+            &secrets,
+            Some("large"),
+            Timestamp::from_nanosecond(1_790_000_000_123_456_789).unwrap(),
+        )
     }
 
     fn with(path: &str, value: Value) -> Value {
@@ -271,7 +304,8 @@ mod tests {
             "job": {"id": 4711, "name": "test", "stage": "build"},
             "project": {"id": 5, "path": "grp/proj"},
             "ref": {"name": "main", "type": "branch", "sha": "0123456789abcdef0123456789abcdef01234567", "protected": true},
-            "pipelineId": 7, "userId": 9,
+            "pipelineId": 7, "userId": 9, "userLogin": "ada", "pipelineSource": "push",
+            "tags": ["linux", "docker"], "tagSource": "Job",
             "runner": {"id": 12, "description": "on kubernetes"},
             "className": "large",
             "image": {"name": "alpine:3.20", "pullPolicy": ["IfNotPresent", "Always"], "user": "1000:1000"},
@@ -325,6 +359,15 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_request_from_a_fork_is_not_protected() {
+        let variable = |id: &str| json!([{"key": "CI_MERGE_REQUEST_SOURCE_PROJECT_ID", "value": id}]);
+        for (source, protected) in [("5", true), ("6", false), ("", false), ("eyJhbGciOi", false)] {
+            let request = build_from(&with("/variables", variable(source))).unwrap();
+            assert_eq!(request.git_ref.protected, Some(protected), "{source:?}");
+        }
+    }
+
+    #[test]
     fn what_people_read_is_shortened() {
         let request = build_from(&with("/job_info/name", json!("ä".repeat(300)))).unwrap();
         assert_eq!(request.job.name, format!("{}…", "ä".repeat(254)));
@@ -354,6 +397,7 @@ mod tests {
             (with("/git_info/sha", json!("HEAD")), Blame::System, "the commit in the job response is not a hexadecimal hash".to_owned()),
             (with("/id", json!(-1)), Blame::System, "the job response has the impossible id -1".to_owned()),
             (with("/image/name", json!("registry/glcbt-job/x")), Blame::User, format!("the name of the image{secret}")),
+            (with("/variables/4/value", json!("linux")), Blame::User, format!("a tag of the job{secret}")),
             (with("/git_info/ref", json!("x-hunter2hunter2")), Blame::User, format!("the name of the Git ref{secret}")),
             (with("/job_info/name", json!("hunter2hunter2")), Blame::User, format!("the name of the job{secret}")),
         ] {
@@ -367,7 +411,7 @@ mod tests {
     #[test]
     fn class_names() {
         let job: JobResponse = serde_json::from_value(response()).unwrap();
-        let build = |class| build(&job, &Secrets::default(), class, Timestamp::UNIX_EPOCH);
+        let build = |class| build(&job, Told::default(), &Secrets::default(), class, Timestamp::UNIX_EPOCH);
         assert_eq!(build(None).unwrap().class_name, None);
         for bad in ["", "-a", "a-", "A", "a.b", &"a".repeat(64)] {
             assert_eq!(build(Some(bad)).unwrap_err().blame, Blame::System, "{bad}");

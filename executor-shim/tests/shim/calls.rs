@@ -92,6 +92,8 @@ impl Attempt {
             .env("BUILD_FAILURE_EXIT_CODE", "1")
             .env("SYSTEM_FAILURE_EXIT_CODE", "2")
             .env("CUSTOM_ENV_CI_JOB_ID", "666")
+            // Only tests that bring a GitLab ask it.
+            .env("ROADSTEAD_TAG_SOURCE", "none")
             .envs(self.env.iter().cloned())
             .current_dir(self.dir.path());
         command

@@ -17,4 +17,5 @@ mod stages;
 mod start;
 mod stopping;
 mod supervise;
+mod tags;
 mod upload;

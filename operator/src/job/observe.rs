@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::runtime::reflector::{ObjectRef, Store};
-use roadstead_crds::{CiJob, JobClass, Phase};
+use kube::runtime::reflector::Store;
+use roadstead_crds::{CiJob, Phase};
 use thiserror::Error;
 
 use crate::api::{CallError, call};
+use crate::classes::Classes;
 use crate::job::memory::Memory;
 use crate::job::plan::{Current, Observed};
 use crate::job::{Identity, named_by};
-use crate::policy::class;
 
 /// Why a job could not be observed.
 #[derive(Debug, Error)]
@@ -50,8 +50,8 @@ impl ObserveError {
 pub struct Sources {
     /// Cache of the namespace's job pods.
     pub pods: Store<Pod>,
-    /// Cache of all classes.
-    pub classes: Store<JobClass>,
+    /// All classes.
+    pub classes: Arc<Classes>,
     /// The API server, for pods that the cache does not have.
     pub api: Api<Pod>,
     /// What was written a moment ago.
@@ -68,7 +68,11 @@ pub async fn observe(
     cached: Arc<CiJob>,
 ) -> Result<Observed, ObserveError> {
     let job = sources.memory.freshest(&identity.uid, cached);
-    let class = sources.classes.get(&ObjectRef::new(class::wanted(&job.spec.request)));
+    let recorded = job.status.as_ref().and_then(|status| status.class.as_deref());
+    let classes = match recorded {
+        Some(name) => sources.classes.get(name).into_iter().collect(),
+        None => sources.classes.all(),
+    };
     let mut pods = sources.pods.state_filter(|pod| named_by(pod) == Some(identity.name.as_str()));
     if let Some(pod) = sources.memory.pod(&identity.uid, Instant::now())
         && pods.iter().all(|other| other.metadata.uid != pod.metadata.uid)
@@ -76,7 +80,7 @@ pub async fn observe(
         pods.push(pod);
     }
     let current = current(sources, &job, &mut pods).await?;
-    Ok(Observed { identity, job, class, pods, current })
+    Ok(Observed { identity, job, classes, pods, current })
 }
 
 async fn current(sources: &Sources, job: &CiJob, pods: &mut Vec<Arc<Pod>>) -> Result<Current, ObserveError> {
@@ -135,7 +139,7 @@ mod tests {
         let observed = Observed {
             identity: Identity::of(&job).unwrap(),
             job: Arc::new(job.clone()),
-            class: Some(Arc::new(fixture::class())),
+            classes: fixture::candidates(),
             pods: vec![],
             current: Current::Unknown,
         };
@@ -178,6 +182,7 @@ mod tests {
         let (classes, mut classes_writer) = reflector::store();
         classes_writer.apply_watcher_event(&watcher::Event::Apply(fixture::class()));
         let api = Api::namespaced(Client::new(service, fixture::NAMESPACE), fixture::NAMESPACE);
+        let (classes, _) = Classes::new(classes);
         let sources = Sources { pods, classes, api, memory: Arc::new(memory) };
         let identity = Identity::of(&job).unwrap();
         let observed = observe(&sources, identity, Arc::new(job)).await;
@@ -190,7 +195,7 @@ mod tests {
     async fn a_new_job_costs_no_question() {
         let observed = look(fixture::job(), &[], Memory::default(), Asked::Never).await.unwrap();
         assert!(matches!(observed.current, Current::Unknown));
-        assert!(observed.class.is_some());
+        assert_eq!(observed.classes.len(), 1);
     }
 
     #[tokio::test]

@@ -8,13 +8,15 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use roadstead_crds::jobclass::Timeouts;
 use roadstead_crds::status::{PodStatus, condition};
-use roadstead_crds::{CiJob, CiJobStatus, JobClass, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Reason};
 
 use crate::job::Identity;
 use crate::job::inspect::{self, Inspection, Setting};
 use crate::job::pod::{self, Order};
 use crate::job::status::{self, Draft};
 use crate::policy::class::{self, Terms};
+use crate::policy::matching::Subject;
+use crate::policy::select::{self, Candidate, Choice, Fault, Selection};
 use crate::policy::timeouts;
 use crate::policy::verdict::{self, Case, PodEnd, Verdict};
 use crate::policy::{Images, image};
@@ -26,8 +28,8 @@ pub struct Observed {
     pub identity: Identity,
     /// The CiJob.
     pub job: Arc<CiJob>,
-    /// Its class: the recorded one, or the one that it asks for. `None`: there is no such class.
-    pub class: Option<Arc<JobClass>>,
+    /// The class that its status records, if that still exists; all classes before it has one.
+    pub classes: Vec<Arc<Candidate>>,
     /// All pods that carry the CiJob's name, whoever made them.
     pub pods: Vec<Arc<Pod>>,
     /// The pod whose name the status records.
@@ -61,6 +63,8 @@ pub struct Plan {
     pub requeue: Option<Duration>,
     /// What it was that decided.
     pub why: Why,
+    /// Expressions of classes that failed on the way.
+    pub faults: Vec<Fault>,
 }
 
 /// A change to the cluster.
@@ -122,9 +126,10 @@ const AT_ONCE: u32 = 1;
 pub fn plan(observed: &Observed, images: &Images, now: Timestamp) -> Plan {
     let draft = Draft::of(&observed.job, now);
     if observed.job.metadata.deletion_timestamp.is_some() {
-        return Plan { status: draft.status, actions: vec![], requeue: None, why: Why::BeingDeleted };
+        let why = Why::BeingDeleted;
+        return Plan { status: draft.status, actions: vec![], requeue: None, why, faults: vec![] };
     }
-    let planner = Planner { observed, images, now, draft };
+    let planner = Planner { observed, images, now, draft, faults: vec![] };
     match planner.draft.status.phase {
         Some(phase) if phase.is_final() => planner.after_the_end(),
         _ => planner.before_the_end(),
@@ -136,12 +141,13 @@ struct Planner<'a> {
     images: &'a Images,
     now: Timestamp,
     draft: Draft<'a>,
+    faults: Vec<Fault>,
 }
 
 /// Why no pod can be made now.
 enum NoPod {
     /// The class is not there.
-    Class,
+    Class(Verdict),
     /// And it will not get better.
     Ever(Verdict),
 }
@@ -182,43 +188,41 @@ impl<'a> Planner<'a> {
                 self.go_on(why, actions)
             }
             Err(NoPod::Ever(verdict)) => self.end(&verdict),
-            Err(NoPod::Class) => self.without_class(),
+            Err(NoPod::Class(verdict)) => self.without_class(&verdict),
         }
     }
 
     /// Admits the job if it is not yet, and makes the pod that it needs, if it may have one.
     fn next_pod(&mut self) -> Result<(Why, Option<Pod>), NoPod> {
-        let Observed { identity, job, class, current, .. } = self.observed;
+        let Observed { identity, job, classes, current, .. } = self.observed;
         let request = &job.spec.request;
-        let class = class.as_ref().ok_or(NoPod::Class)?;
         let recorded = Terms::recorded(&self.draft.status).filter(|_| self.draft.is_admitted());
-        let admitted = recorded.is_some();
-        let terms = match recorded {
-            Some(terms) => terms,
-            None => Terms::grant(request, class::wanted(request), &class.spec).map_err(NoPod::Ever)?,
+        let (terms, class, admission) = if let Some(terms) = recorded {
+            let class = classes.iter().find(|class| class.name() == terms.class);
+            let class = class.ok_or_else(|| NoPod::Class(class::gone(&terms.class)))?;
+            (terms, Arc::clone(class), None)
+        } else {
+            let Choice { class, why, audit } = self.choice()?;
+            let terms = Terms::grant(request, class.name(), &class.class.spec).map_err(NoPod::Ever)?;
+            (terms, class, Some((why, audit)))
         };
+        let class = &class.class.spec;
         let why = match (&self.draft.status.pod, current) {
             (None, _) => Why::NewPod,
             (Some(_), Current::Absent) => Why::LostPod,
             (Some(_), Current::Unknown | Current::Present { .. }) => return Ok((Why::Unsure, None)),
         };
         let next = self.draft.next_pod(identity);
-        let placement = class::place(request, &terms.class, &class.spec).map_err(NoPod::Ever)?;
-        let order = Order {
-            identity,
-            request,
-            terms: &terms,
-            placement: &placement,
-            class: &class.spec,
-            images: self.images,
-        };
+        let placement = class::place(request, &terms.class, class).map_err(NoPod::Ever)?;
+        let order =
+            Order { identity, request, terms: &terms, placement: &placement, class, images: self.images };
         let pod = pod::build(order, &next.name).map_err(|error| {
             let message =
                 format!("the pod overlay of JobClass \"{}\" cannot be applied: {error}", terms.class);
             NoPod::Ever(Verdict::new(Reason::ClassInvalid, message))
         })?;
-        if !admitted {
-            self.draft.admit(terms);
+        if let Some((why, audit)) = admission {
+            self.draft.admit(terms, &why, audit.as_deref());
         }
         if job.spec.hold {
             self.draft.hold();
@@ -228,15 +232,25 @@ impl<'a> Planner<'a> {
         Ok((why, Some(pod)))
     }
 
+    /// The class that the job gets.
+    fn choice(&mut self) -> Result<Choice, NoPod> {
+        let Observed { identity, job, classes, .. } = self.observed;
+        let subject = Subject { request: &job.spec.request, namespace: &identity.namespace };
+        match select::select(subject, classes, &mut self.faults) {
+            Selection::Chosen(choice) => Ok(choice),
+            Selection::Missing(verdict) => Err(NoPod::Class(verdict)),
+            Selection::Refused(verdict) => Err(NoPod::Ever(verdict)),
+        }
+    }
+
     /// The class may be about to come. It is not waited for long.
-    fn without_class(mut self) -> Plan {
-        let verdict = class::not_found(&self.observed.job.spec.request);
+    fn without_class(mut self, verdict: &Verdict) -> Plan {
         let deadline = timeouts::later(self.born(), class::PATIENCE);
         if self.now >= deadline {
-            return self.end(&verdict);
+            return self.end(verdict);
         }
         if !self.draft.is_admitted() {
-            self.draft.wait_for_class(&verdict);
+            self.draft.wait_for_class(verdict);
         }
         let strays = self.delete_strays();
         self.plan(Why::AwaitingClass, strays, &[deadline])
@@ -246,7 +260,7 @@ impl<'a> Planner<'a> {
         let status = &self.draft.status;
         let request = &self.observed.job.spec.request;
         let job_seconds = self.job_seconds();
-        let class = status.class.as_deref().unwrap_or_else(|| class::wanted(request));
+        let class = status.class.as_deref().unwrap_or_default();
         verdict::verdict(&Case {
             pod: self.pod_end(seen),
             report: self.observed.job.spec.report.as_ref(),
@@ -295,7 +309,7 @@ impl<'a> Planner<'a> {
     fn inspect(&self, pod: &Pod) -> Inspection {
         let (status, request) = (&self.draft.status, &self.observed.job.spec.request);
         let setting = Setting {
-            class: status.class.as_deref().unwrap_or_else(|| class::wanted(request)),
+            class: status.class.as_deref().unwrap_or_default(),
             chooser: image::chooser(request),
             resources: &status.resources,
         };
@@ -331,7 +345,13 @@ impl<'a> Planner<'a> {
             .map(|deadline| deadline.duration_since(self.now))
             .filter(SignedDuration::is_positive);
         let wait = next.min().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
-        Plan { status: self.draft.status, actions, requeue: Some(wait.unsigned_abs()), why }
+        Plan {
+            status: self.draft.status,
+            actions,
+            requeue: Some(wait.unsigned_abs()),
+            why,
+            faults: self.faults,
+        }
     }
 
     /// By when the containers have to run. `None`: they do, or the job is not admitted.

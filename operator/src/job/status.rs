@@ -39,11 +39,15 @@ impl<'a> Draft<'a> {
         self.condition(condition::ADMITTED, Value::False, verdict.reason, &verdict.message);
     }
 
-    /// The job may run on these terms.
-    pub fn admit(&mut self, terms: Terms) {
-        let message = format!("JobClass \"{}\" admits the job.", terms.class);
+    /// The job may run on these terms. `why` follows the class in a sentence; `audit` says what
+    /// keeps it from being refused.
+    pub fn admit(&mut self, terms: Terms, why: &str, audit: Option<&str>) {
+        let message = sentence(&format!("JobClass \"{}\" admits the job: {why}", terms.class));
         terms.record(&mut self.status);
         self.condition(condition::ADMITTED, Value::True, Reason::Scheduling, &message);
+        if let Some(audit) = audit {
+            self.condition(condition::AUDITED, Value::True, Reason::NoClassMatches, &sentence(audit));
+        }
         let elapsed = self.elapsed();
         self.start(|start| &mut start.admitted_ms, elapsed);
     }

@@ -1,8 +1,8 @@
-//! Which JobClass a job gets, and what it then runs with.
+//! What a job runs with once its JobClass is known, and what is said where it is not.
 
 use jiff::SignedDuration;
 use roadstead_crds::Reason;
-use roadstead_crds::jobclass::{DEFAULT_CLASS, JobClassSpec};
+use roadstead_crds::jobclass::JobClassSpec;
 use roadstead_crds::request::JobRequest;
 use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig, OverrideReport};
 use std::collections::BTreeMap;
@@ -18,24 +18,27 @@ pub const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 /// Most lines of the report in a status.
 const MOST_REPORTED: usize = 128;
 
-/// Name of the class that the job asks for.
-pub fn wanted(request: &JobRequest) -> &str {
-    request.class_name.as_deref().unwrap_or(DEFAULT_CLASS)
+/// What to say of a class that is named and not there.
+pub fn not_found(name: &str) -> Verdict {
+    let message = format!(
+        "JobClass \"{name}\", which the runner asks for, does not exist: `kubectl get jobclasses` lists those that do"
+    );
+    Verdict::new(Reason::ClassNotFound, message)
 }
 
-/// What to say of a class that is not there. Without a name in the request it is the default one.
-pub fn not_found(request: &JobRequest) -> Verdict {
-    let name = wanted(request);
-    let message = if request.class_name.is_some() {
-        format!(
-            "JobClass \"{name}\", which the runner asks for, does not exist: `kubectl get jobclasses` lists those that do"
-        )
+/// What to say where no class can be matched with jobs.
+pub fn none(classes: usize) -> Verdict {
+    let message = if classes == 0 {
+        "there is no JobClass: the administrator has to create one, named \"default\" or with a `match`"
     } else {
-        format!(
-            "JobClass \"{name}\", which applies to jobs that ask for none, does not exist: the administrator has to create it"
-        )
+        "no JobClass takes jobs of runners that name none: the administrator has to create one named \"default\", or give one a `match`"
     };
     Verdict::new(Reason::ClassNotFound, message)
+}
+
+/// What to say where the class of a job that was admitted is gone.
+pub fn gone(name: &str) -> Verdict {
+    Verdict::new(Reason::ClassNotFound, format!("JobClass \"{name}\", which admitted the job, was deleted"))
 }
 
 /// What a job runs with: decided once, when it is admitted, and kept in its status. gitlab-runner
@@ -127,15 +130,6 @@ pub fn problems(class: &JobClassSpec) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::fixture;
-
-    #[test]
-    fn a_job_gets_the_class_it_names_or_the_default_one() {
-        let mut request = fixture::request();
-        assert_eq!(wanted(&request), "default");
-        request.class_name = Some("big".to_owned());
-        assert_eq!(wanted(&request), "big");
-        assert!(not_found(&request).message.contains("\"big\""));
-    }
 
     #[test]
     fn terms_survive_the_status() {

@@ -2,10 +2,14 @@
 //! how it ended. Pure: everything comes in as an argument, nothing is asked or written.
 
 pub mod class;
+pub mod expression;
 pub mod image;
+pub mod matching;
 pub mod overrides;
+pub mod pattern;
 pub mod placement;
 pub mod resources;
+pub mod select;
 pub mod start;
 pub mod timeouts;
 pub mod verdict;

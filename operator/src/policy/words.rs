@@ -6,10 +6,14 @@ const LONGEST: usize = 700;
 /// `text` on one line, without a final full stop, and not longer than a reader takes in.
 pub fn quoted(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.trim_end_matches(['.', ' ']);
-    match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
+    shortened(line.trim_end_matches(['.', ' ']), LONGEST)
+}
+
+/// The first `longest` characters of `text`, and an ellipsis where there are more.
+pub fn shortened(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -19,6 +23,16 @@ pub fn sentence(text: &str) -> String {
     let first = chars.next().map_or(String::new(), |first| first.to_uppercase().to_string());
     let stop = if text.ends_with(['.', '!', '?', '…']) || text.is_empty() { "" } else { "." };
     format!("{first}{}{stop}", chars.as_str())
+}
+
+/// Names for people: the first ones, and how many more there are.
+pub fn listed(names: &[&str]) -> String {
+    const FIRST: usize = 8;
+    let first = names.iter().take(FIRST).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(FIRST) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// A number of seconds for people: `1h02m03s`, `1m12s`, `7s`. Negative spans count as none.
@@ -50,6 +64,12 @@ mod tests {
         assert_eq!(sentence("it broke"), "It broke.");
         assert_eq!(sentence("Why?"), "Why?");
         assert_eq!(sentence(""), "");
+    }
+
+    #[test]
+    fn a_list_does_not_go_on_for_ever() {
+        assert_eq!(listed(&["a", "b"]), "a, b");
+        assert_eq!(listed(&["a"; 10]), "a, a, a, a, a, a, a, a and 2 more");
     }
 
     #[test]

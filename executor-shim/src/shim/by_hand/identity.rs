@@ -51,6 +51,8 @@ pub fn request(
         },
         pipeline_id: None,
         user_id: None,
+        user_login: None,
+        pipeline_source: None,
         runner: RunnerIdentity::default(),
         tags: wishes.tags.clone(),
         // Who may create CiJobs says what they are, here as well as for GitLab.

@@ -170,7 +170,7 @@ fn fresh() -> Observed {
     Observed {
         identity: Identity::of(&job).unwrap(),
         job: Arc::new(job),
-        class: Some(Arc::new(fixture::class())),
+        classes: fixture::candidates(),
         pods: vec![],
         current: Current::Unknown,
     }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use roadstead_crds::report::{JobReport, Outcome, ReportedStart};
-use roadstead_crds::{CiJob, CiJobStatus, JobClass, Phase, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use serde_json::{Value, json};
 
 use super::*;
@@ -69,7 +69,7 @@ enum PodChange {
 
 struct World {
     job: CiJob,
-    class: Option<Arc<JobClass>>,
+    classes: Vec<Arc<Candidate>>,
     pods: Vec<Pod>,
     hidden: BTreeSet<String>,
     now: Timestamp,
@@ -84,7 +84,7 @@ impl World {
         job.spec.hold = hold;
         Self {
             job,
-            class: Some(Arc::new(fixture::class())),
+            classes: fixture::candidates(),
             pods: vec![],
             hidden: BTreeSet::new(),
             now: fixture::birth(),
@@ -115,7 +115,7 @@ impl World {
         Observed {
             identity: Identity::of(&self.job).unwrap(),
             job: Arc::new(self.job.clone()),
-            class: self.class.clone(),
+            classes: self.classes.clone(),
             pods,
             current,
         }
@@ -282,13 +282,13 @@ impl World {
                 };
                 self.job.spec.report.get_or_insert(report);
             }
-            Happening::ClassGoes => self.class = None,
+            Happening::ClassGoes => self.classes = vec![],
             Happening::ClassComes { broken } => {
                 let mut class = fixture::class();
                 if broken {
                     class.spec.pod.overlay = json!({"spec": {"hostPID": true}}).as_object().cloned();
                 }
-                self.class = Some(Arc::new(class));
+                self.classes = vec![Arc::new(Candidate::new(Arc::new(class)))];
             }
             Happening::PodChanges(change) => self.change(change),
             Happening::Impostor { owned } => {

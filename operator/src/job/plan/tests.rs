@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use roadstead_crds::report::{JobReport, Outcome, ReportedStart};
 use roadstead_crds::status::condition;
-use roadstead_crds::{CiJob, Phase, Reason};
+use roadstead_crds::{CiJob, JobClass, Phase, Reason};
 use serde_json::{Value, json};
 
 use super::*;
@@ -17,8 +17,8 @@ const SECOND: &str = "cij-4711-0123456789-3f2a91bc-2";
 
 fn observed(job: CiJob) -> Observed {
     let identity = Identity::of(&job).unwrap();
-    let class = Some(Arc::new(fixture::class()));
-    Observed { identity, job: Arc::new(job), class, pods: vec![], current: Current::Unknown }
+    let classes = fixture::candidates();
+    Observed { identity, job: Arc::new(job), classes, pods: vec![], current: Current::Unknown }
 }
 
 /// The job after a plan, with this pod under the recorded name.
@@ -30,6 +30,10 @@ fn then(job: &CiJob, plan: &Plan, pod: Option<Pod>) -> Observed {
         None => Current::Absent,
     };
     Observed { pods: pod.into_iter().collect(), current, ..observed(job) }
+}
+
+fn ready(class: JobClass) -> Arc<Candidate> {
+    Arc::new(Candidate::new(Arc::new(class)))
 }
 
 fn plan_at(observed: &Observed, milliseconds: i64) -> Plan {
@@ -131,7 +135,7 @@ fn a_class_that_changes_after_the_admission_changes_no_promise() {
     let mut class = fixture::class();
     class.spec.builds.builds_dir = "/elsewhere".to_owned();
     class.spec.timeouts.job_seconds = 600;
-    seen.class = Some(Arc::new(class));
+    seen.classes = vec![ready(class)];
     let plan = plan_at(&seen, 50);
     let [Action::CreatePod(pod)] = plan.actions.as_slice() else { panic!("{:?}", plan.actions) };
     let text = serde_json::to_string(pod).unwrap();
@@ -142,7 +146,7 @@ fn a_class_that_changes_after_the_admission_changes_no_promise() {
 #[test]
 fn a_missing_class_is_awaited_for_a_while() {
     let mut seen = observed(fixture::job());
-    seen.class = None;
+    seen.classes = vec![];
     let waits = plan_at(&seen, 20);
     assert_eq!(
         (waits.why, stands(&waits)),
@@ -152,7 +156,7 @@ fn a_missing_class_is_awaited_for_a_while() {
     let gives_up = plan_at(&then(&seen.job, &waits, None), 10_000);
     assert_eq!(gives_up.why, Why::NewPod, "the class came");
     let mut still = observed(CiJob { status: Some(waits.status), ..fixture::job() });
-    still.class = None;
+    still.classes = vec![];
     let gives_up = plan_at(&still, 10_000);
     assert_eq!(stands(&gives_up), (Some(Phase::Errored), Some(Reason::ClassNotFound)));
 }
@@ -169,7 +173,7 @@ fn what_cannot_be_admitted_ends_at_once() {
     let mut seen = observed(fixture::job());
     let mut class = fixture::class();
     class.spec.pod.overlay = json!({"spec": {"hostPID": true}}).as_object().cloned();
-    seen.class = Some(Arc::new(class));
+    seen.classes = vec![ready(class)];
     let plan = plan_at(&seen, 20);
     assert_eq!(stands(&plan), (Some(Phase::Errored), Some(Reason::ClassInvalid)));
     assert!(plan.status.message.as_deref().unwrap().contains("hostPID"));
@@ -344,8 +348,13 @@ fn a_pod_that_goes_under_the_job() {
     assert!(plan.actions.is_empty());
 
     let job = CiJob::clone(&started().job);
-    let same =
-        Plan { status: job.status.clone().unwrap(), actions: vec![], requeue: None, why: Why::Running };
+    let same = Plan {
+        status: job.status.clone().unwrap(),
+        actions: vec![],
+        requeue: None,
+        why: Why::Running,
+        faults: vec![],
+    };
     let mut deleted = running(first_pod());
     deleted.metadata.deletion_timestamp = Some(Time(at(60_000)));
     let plan = plan_at(&then(&job, &same, Some(deleted)), 60_000);
@@ -362,8 +371,13 @@ fn an_announced_disruption_is_noted_and_explains_the_end() {
         pod
     };
     let job = CiJob::clone(&started().job);
-    let same =
-        Plan { status: job.status.clone().unwrap(), actions: vec![], requeue: None, why: Why::Running };
+    let same = Plan {
+        status: job.status.clone().unwrap(),
+        actions: vec![],
+        requeue: None,
+        why: Why::Running,
+        faults: vec![],
+    };
     let plan = plan_at(&then(&job, &same, Some(announced(first_pod()))), 60_000);
     assert_eq!(stands(&plan), (Some(Phase::Running), Some(Reason::Running)));
     assert!(status::is_true(&plan.status, condition::DISRUPTED));
@@ -376,8 +390,13 @@ fn an_impostor_ends_the_job_and_is_left_alone() {
     let mut foreign = fixture::pod(FIRST, "other-uid", at(100));
     foreign.metadata.owner_references = None;
     let job = CiJob::clone(&started().job);
-    let same =
-        Plan { status: job.status.clone().unwrap(), actions: vec![], requeue: None, why: Why::Running };
+    let same = Plan {
+        status: job.status.clone().unwrap(),
+        actions: vec![],
+        requeue: None,
+        why: Why::Running,
+        faults: vec![],
+    };
     let plan = plan_at(&then(&job, &same, Some(foreign.clone())), 60_000);
     assert_eq!(
         (stands(&plan), plan.actions.as_slice()),
