@@ -11,7 +11,9 @@ mod images;
 mod lifecycle;
 mod output;
 mod path;
+mod placement;
 mod requests;
+mod resources;
 mod secrets;
 mod trust;
 
