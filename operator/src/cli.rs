@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
 
+use crate::lead::LeaseName;
+
 /// Runs GitLab CI jobs on Kubernetes: the operator of Roadstead.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "roadstead-operator", version)]
@@ -23,6 +25,14 @@ pub struct Cli {
     /// Address of /livez, /readyz and /metrics
     #[arg(long, env = "ROADSTEAD_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+
+    /// Lease that decides which of several operators works (NAMESPACE/NAME). Without it this one works always
+    #[arg(long, env = "ROADSTEAD_LEASE", requires = "identity")]
+    pub lease: Option<LeaseName>,
+
+    /// Name under which this operator holds the Lease; no other may have it at the same time
+    #[arg(long, env = "ROADSTEAD_IDENTITY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub identity: Option<String>,
 
     /// CiJobs of a namespace that are worked on at the same time
     #[arg(long, env = "ROADSTEAD_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
@@ -70,6 +80,18 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_lease_needs_a_holder() {
+        let lease = |args: &[&str]| parse(&[&["--job-namespaces=a"], args].concat()).map(|cli| cli.lease);
+        assert_eq!(lease(&[]).unwrap(), None);
+        assert_eq!(lease(&["--lease=n/l", "--identity=me"]).unwrap().unwrap().to_string(), "n/l");
+        for bad in
+            [["--lease=n/l"].as_slice(), &["--lease=l", "--identity=me"], &["--lease=a/b/c", "--identity=me"]]
+        {
+            assert!(lease(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -12,8 +12,9 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::{Client, Config};
 use thiserror::Error;
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Layer as _, ServiceBuilder};
 
+use crate::lead::{Fenced, Tenure};
 use crate::requests::CountRequests;
 use crate::telemetry::Metrics;
 
@@ -46,12 +47,21 @@ pub enum ConnectError {
     },
 }
 
-/// A client whose requests are counted. It repeats none by itself: whether a call may be made
-/// again is the plan's to say, and a POST that was answered 504 is not one.
+/// Clients of one configuration and one pool of connections. Their requests are counted.
+#[derive(Clone)]
+pub struct Clients {
+    /// For the work: writes only while this operator leads.
+    pub work: Client,
+    /// For the election.
+    pub election: Client,
+}
+
+/// Clients that repeat no request by themselves: whether a call may be made again is the plan's to
+/// say, and a POST that was answered 504 is not one.
 ///
 /// # Errors
 /// The configuration is missing or cannot be used.
-pub async fn connect(metrics: &Metrics) -> Result<Client, ConnectError> {
+pub async fn connect(metrics: &Metrics, tenure: &Tenure) -> Result<Clients, ConnectError> {
     let config = Config::infer().await.map_err(|source| ConnectError::Infer { source })?;
     if config.proxy_url.is_some() {
         return Err(ConnectError::Proxy);
@@ -74,5 +84,9 @@ pub async fn connect(metrics: &Metrics) -> Result<Client, ConnectError> {
         .layer(config.extra_headers_layer().map_err(unusable)?)
         .map_err(BoxError::from)
         .service(Builder::new(TokioExecutor::new()).build::<_, Body>(tls));
-    Ok(ClientBuilder::new(service, config.default_namespace).build())
+    let fenced = Fenced::by(tenure.clone()).layer(service.clone());
+    Ok(Clients {
+        work: ClientBuilder::new(fenced, config.default_namespace.clone()).build(),
+        election: ClientBuilder::new(service, config.default_namespace).build(),
+    })
 }

@@ -12,6 +12,9 @@ use kube::runtime::reflector::{Lookup, Store};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::lead::Standing;
 
 /// The media type of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,7 +23,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Health {
     /// All metrics.
     pub registry: Registry,
-    /// The caches that have to be filled before the operator is of use.
+    /// Whether this operator works or waits for another one to end.
+    pub standing: watch::Receiver<Standing>,
+    /// The caches that have to be filled before an operator that works is of use.
     pub caches: Vec<Cache>,
 }
 
@@ -63,13 +68,23 @@ pub async fn serve(
 }
 
 async fn ready(State(health): State<Arc<Health>>) -> Response {
+    match &*health.standing.borrow() {
+        Standing::Leads => {}
+        Standing::StandsBy(Some(holder)) => return format!("ok, standing by for {holder}\n").into_response(),
+        Standing::StandsBy(None) => return unready("the Lease was not read yet, or is being taken"),
+        Standing::Lost(loss) => return unready(&loss.to_string()),
+    }
     let empty = health.caches.iter().filter(|cache| !(cache.is_filled)());
     let missing: Vec<_> = empty.map(|cache| cache.name.as_str()).collect();
     if missing.is_empty() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not listed yet: {}\n", missing.join(", "))).into_response()
+        unready(&format!("not listed yet: {}", missing.join(", ")))
     }
+}
+
+fn unready(why: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {
@@ -95,12 +110,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ready_is_who_has_listed_everything() {
+    async fn ready_is_who_stands_by_or_has_listed_everything() {
         let (store, mut writer) = reflector::store::<CiJob>();
         let caches = vec![Cache::new("cijobs in ci-jobs", store)];
-        let router = router(Health { registry: Registry::default(), caches });
+        let (stand, standing) = tokio::sync::watch::channel(Standing::StandsBy(None));
+        let router = router(Health { registry: Registry::default(), standing, caches });
         assert_eq!(status(&router, "/livez").await, StatusCode::OK);
         assert_eq!(status(&router, "/metrics").await, StatusCode::OK);
+        assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+        stand.send_replace(Standing::StandsBy(Some("other".to_owned())));
+        assert_eq!(status(&router, "/readyz").await, StatusCode::OK);
+        stand.send_replace(Standing::Leads);
         assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
         writer.apply_watcher_event(&watcher::Event::Init);
         assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);

@@ -14,6 +14,7 @@ mod fixture;
 pub mod http;
 pub mod job;
 pub mod journal;
+pub mod lead;
 pub mod policy;
 pub mod requests;
 pub mod run;

@@ -82,6 +82,7 @@ fn kind(method: &Method, path: &str, query: Option<&str>) -> (&'static str, &'st
         ["jobclasses", _, "status"] => "jobclasses/status",
         ["jobclasses", ..] => "jobclasses",
         ["events", ..] => "events",
+        ["leases", ..] => "leases",
         _ => "other",
     };
     let watches = query.is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
@@ -118,6 +119,12 @@ mod tests {
                 "/apis/events.k8s.io/v1/namespaces/ci/events".to_owned(),
                 None,
                 ("create", "events"),
+            ),
+            (
+                Method::PUT,
+                "/apis/coordination.k8s.io/v1/namespaces/roadstead-system/leases/x".to_owned(),
+                None,
+                ("update", "leases"),
             ),
             (Method::GET, "/version".to_owned(), None, ("list", "other")),
         ];

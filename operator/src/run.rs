@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use kube::Api;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 use kube::runtime::watcher::Event;
+use kube::{Api, Client};
 use prometheus_client::registry::Registry;
 use roadstead_crds::JobClass;
 use thiserror::Error;
@@ -26,8 +27,9 @@ use crate::connect::{ConnectError, connect};
 use crate::controller::{Controller, Shared};
 use crate::http::{self, Cache, Health};
 use crate::journal::{Journal, write_events};
+use crate::lead::{Candidate, Election, Leadership, Loss, Tenure, Terms};
 use crate::policy::Images;
-use crate::telemetry::{JobCounts, Metrics};
+use crate::telemetry::{JobCounts, LeaderGauge, Metrics};
 use crate::watch;
 
 /// How long reconciles may take to finish once the operator is told to stop.
@@ -62,6 +64,12 @@ pub enum RunError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another one leads, or may.
+    #[error("this operator does not lead any more")]
+    Lead {
+        /// Why not.
+        source: Loss,
+    },
     /// A part ended that should run as long as the operator.
     #[error("{part} ended unexpectedly")]
     Ended {
@@ -70,65 +78,34 @@ pub enum RunError {
     },
 }
 
+impl RunError {
+    fn ended(part: Option<String>) -> Self {
+        Self::Ended { part: part.unwrap_or_else(|| "the last part".to_owned()) }
+    }
+}
+
 /// Runs the operator until it is told to stop by SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Why it cannot run, or which of its parts ended.
+/// Why it cannot run, which of its parts ended, or how it came not to lead any more.
 pub async fn run(cli: Cli) -> Result<(), RunError> {
     let mut registry = Registry::with_prefix("roadstead");
     let metrics = Metrics::register(&mut registry);
-    let client = connect(&metrics).await.map_err(|source| RunError::Connect { source })?;
+    let tenure = Tenure::new();
+    registry.register_collector(Box::new(LeaderGauge(tenure.clone())));
+    let clients = connect(&metrics, &tenure).await.map_err(|source| RunError::Connect { source })?;
     let (stop, stopped) = flag::channel(false);
     let signals = signals()?;
+    pin_mut!(signals);
     let listener = TcpListener::bind(cli.listen)
         .await
         .map_err(|source| RunError::Listen { address: cli.listen, source })?;
 
+    let (work, caches, counts) = prepare(&cli, &clients.work, &metrics, &stopped);
+    registry.register_collector(Box::new(counts));
+    let mut leadership = stand(&cli, clients.election, tenure, metrics);
     let mut parts = Parts::default();
-    let (journal, notes) = Journal::new(metrics.clone());
-    let recorder = Recorder::new(client.clone(), Reporter::from(REPORTER));
-    parts.add("the writer of Events", write_events(recorder, notes, metrics.clone()));
-
-    let (class_cache, classes_writer) = reflector::store::<JobClass>();
-    let (classes, faults) = Classes::new(class_cache.clone());
-    let (class_changed, _) = broadcast::channel(CLASS_CHANGES);
-    let shared = Shared {
-        client: client.clone(),
-        images: Arc::new(Images { helper: cli.helper_image, agent: cli.agent_image }),
-        classes: Arc::clone(&classes),
-        journal,
-        metrics: metrics.clone(),
-        random: fastrand::f64,
-    };
-    let mut health = Health { registry, caches: vec![Cache::new("jobclasses", class_cache.clone())] };
-    let mut counts = JobCounts { stores: vec![] };
-    for namespace in cli.job_namespaces.into_iter().collect::<BTreeSet<_>>() {
-        let controller = Controller::new(shared.clone(), namespace.clone(), class_changed.subscribe());
-        health.caches.push(Cache::new(format!("cijobs in {namespace}"), controller.jobs()));
-        health.caches.push(Cache::new(format!("pods in {namespace}"), controller.pods()));
-        counts.stores.push((namespace.clone(), controller.jobs()));
-        tracing::info!(namespace, "running the CiJobs of this namespace");
-        parts.add(
-            format!("the controller of namespace {namespace}"),
-            controller.run(cli.concurrency, told(stopped.clone())),
-        );
-    }
-    health.registry.register_collector(Box::new(counts));
-    // The writer of Events ends with the last of those that bring it any.
-    drop(shared);
-
-    let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics, fastrand::f64);
-    let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
-    let class_events = class_events.inspect(move |event| {
-        if let Event::Apply(JobClass { metadata, .. }) | Event::InitApply(JobClass { metadata, .. }) = event {
-            // Nobody listening is fine.
-            let _ = class_changed.send(metadata.name.clone().unwrap_or_default());
-        }
-    });
-    parts.add(
-        "the watch of JobClasses",
-        write_statuses(Api::all(client), class_cache, classes, class_events, faults),
-    );
+    let health = Health { registry, standing: leadership.standing(), caches };
     parts.add("the HTTP server", async move {
         if let Err(error) = http::serve(listener, health, told(stopped)).await {
             tracing::error!(%error, "the HTTP server failed");
@@ -136,20 +113,102 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     });
 
     let ended = tokio::select! {
-        () = signals => None,
-        part = parts.next() => part,
+        () = &mut signals => None,
+        result = lead(&mut leadership, work, &mut parts) => Some(result),
     };
     // Nobody listening is fine.
     let _ = stop.send(true);
-    if let Some(part) = ended {
-        return Err(RunError::Ended { part });
+    if let Some(error) = ended {
+        return Err(error);
     }
     tracing::info!("told to stop: finishing what is at work");
     let rest = async { while parts.next().await.is_some() {} };
     if tokio::time::timeout(STOP_PATIENCE, rest).await.is_err() {
         tracing::warn!("stopped before all was finished; the next operator goes on from there");
+        parts.tasks.shutdown().await;
     }
+    leadership.resign().await;
     Ok(())
+}
+/// What an operator that leads runs: parts by their names.
+type Work = Vec<(String, BoxFuture<'static, ()>)>;
+
+/// The work, which has not begun, the caches that it fills, and the counts that come from these.
+fn prepare(
+    cli: &Cli,
+    client: &Client,
+    metrics: &Metrics,
+    stopped: &flag::Receiver<bool>,
+) -> (Work, Vec<Cache>, JobCounts) {
+    let (journal, notes) = Journal::new(metrics.clone());
+    let recorder = Recorder::new(client.clone(), Reporter::from(REPORTER));
+    let mut work: Work =
+        vec![("the writer of Events".to_owned(), write_events(recorder, notes, metrics.clone()).boxed())];
+
+    let (class_cache, classes_writer) = reflector::store::<JobClass>();
+    let (classes, faults) = Classes::new(class_cache.clone());
+    let (class_changed, _) = broadcast::channel(CLASS_CHANGES);
+    let mut caches = vec![Cache::new("jobclasses", class_cache.clone())];
+    let mut counts = JobCounts { stores: vec![] };
+    let shared = Shared {
+        client: client.clone(),
+        images: Arc::new(Images { helper: cli.helper_image.clone(), agent: cli.agent_image.clone() }),
+        classes: Arc::clone(&classes),
+        // The writer of Events ends with the last of those that bring it any.
+        journal,
+        metrics: metrics.clone(),
+        random: fastrand::f64,
+    };
+    for namespace in cli.job_namespaces.iter().collect::<BTreeSet<_>>() {
+        let controller = Controller::new(shared.clone(), namespace.clone(), class_changed.subscribe());
+        caches.push(Cache::new(format!("cijobs in {namespace}"), controller.jobs()));
+        caches.push(Cache::new(format!("pods in {namespace}"), controller.pods()));
+        counts.stores.push((namespace.clone(), controller.jobs()));
+        tracing::info!(namespace, "for the CiJobs of this namespace");
+        let run = controller.run(cli.concurrency, told(stopped.clone()));
+        work.push((format!("the controller of namespace {namespace}"), run.boxed()));
+    }
+
+    let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics.clone(), fastrand::f64);
+    let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
+    let class_events = class_events.inspect(move |event| {
+        if let Event::Apply(JobClass { metadata, .. }) | Event::InitApply(JobClass { metadata, .. }) = event {
+            // Nobody listening is fine.
+            let _ = class_changed.send(metadata.name.clone().unwrap_or_default());
+        }
+    });
+    let statuses = write_statuses(Api::all(client.clone()), class_cache, classes, class_events, faults);
+    work.push(("the watch of JobClasses".to_owned(), statuses.boxed()));
+    (work, caches, counts)
+}
+
+/// Stands for the Lease, or leads at once where there is none.
+fn stand(cli: &Cli, client: Client, tenure: Tenure, metrics: Metrics) -> Leadership {
+    let (Some(lease), Some(identity)) = (cli.lease.clone(), cli.identity.clone()) else {
+        return Leadership::unopposed(&tenure);
+    };
+    let leases = Api::namespaced(client, &lease.namespace);
+    let changes = watch::lease(leases.clone(), &lease.name, metrics, fastrand::f64);
+    let candidate = Candidate::new(identity, Terms::default());
+    Election { lease, leases, changes, candidate, tenure, random: fastrand::f64 }.stand()
+}
+
+/// Begins the work once this operator leads. Returns why it cannot go on.
+async fn lead(leadership: &mut Leadership, work: Work, parts: &mut Parts) -> RunError {
+    let won = tokio::select! {
+        won = leadership.won() => won,
+        part = parts.next() => return RunError::ended(part),
+    };
+    if let Err(source) = won {
+        return RunError::Lead { source };
+    }
+    for (name, part) in work {
+        parts.add(name, part);
+    }
+    tokio::select! {
+        source = leadership.lost() => RunError::Lead { source },
+        part = parts.next() => RunError::ended(part),
+    }
 }
 
 /// Resolves when the process is told to stop.

@@ -16,6 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use roadstead_crds::status::StartBreakdown;
 use roadstead_crds::{CiJob, CiJobStatus, Phase};
 
+use crate::lead::Tenure;
+
 /// What the operator counts. Clones count together.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -184,6 +186,18 @@ fn new_steps(before: &StartBreakdown, after: &StartBreakdown) -> impl Iterator<I
     ]
     .into_iter()
     .filter_map(|(step, before, after)| Some((step, after.filter(|_| before.is_none())?)))
+}
+
+/// Tells whether this operator leads, at the moment of the scrape.
+#[derive(Debug)]
+pub struct LeaderGauge(pub Tenure);
+
+impl Collector for LeaderGauge {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let text = "Whether this operator holds the Lease and works (1) or stands by (0)";
+        let gauge = encoder.encode_descriptor("leader", text, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::from(self.0.holds())).encode(gauge)
+    }
 }
 
 /// Counts the cached CiJobs when it is scraped, so that no count can drift.

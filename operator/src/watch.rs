@@ -3,11 +3,12 @@
 use std::fmt::Debug;
 
 use futures::{Stream, StreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, watch_object};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Resource, ResourceExt};
 use roadstead_crds::labels;
@@ -43,6 +44,16 @@ pub fn pods(api: Api<Pod>, metrics: Metrics, random: Random) -> impl Stream<Item
     lasting(watch(api, config), "pods", metrics, random).map(|event| event.modify(reduce))
 }
 
+/// A Lease whenever it changes, `None` when there is none.
+pub fn lease(
+    api: Api<Lease>,
+    name: &str,
+    metrics: Metrics,
+    random: Random,
+) -> impl Stream<Item = Option<Lease>> + Send + use<> {
+    told(watch_object(api, name).backoff(WatchBackoff::new(random)), "leases", metrics)
+}
+
 /// Puts each event into a cache before it is passed on.
 pub fn cached<K>(
     mut writer: Writer<K>,
@@ -63,7 +74,16 @@ fn lasting<K: Send>(
     metrics: Metrics,
     random: Random,
 ) -> impl Stream<Item = Event<K>> + Send {
-    events.backoff(WatchBackoff::new(random)).filter_map(move |event| {
+    told(events.backoff(WatchBackoff::new(random)), what, metrics)
+}
+
+/// Leaves errors out after they were told.
+fn told<T: Send>(
+    events: impl Stream<Item = Result<T, watcher::Error>> + Send,
+    what: &'static str,
+    metrics: Metrics,
+) -> impl Stream<Item = T> + Send {
+    events.filter_map(move |event| {
         let event = match event {
             Ok(event) => Some(event),
             Err(error) => {
