@@ -198,6 +198,7 @@ impl Writer {
             Ok(mut created) => {
                 let uid = created.metadata.uid.clone().unwrap_or_default();
                 created.metadata.managed_fields = None;
+                self.journal.created_pod();
                 self.memory.created(&identity.uid, Arc::new(created), Instant::now());
                 Ok(Created::Now(uid))
             }

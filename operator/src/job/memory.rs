@@ -13,6 +13,9 @@ use roadstead_crds::CiJob;
 /// How long the watch may take to show a new pod before the API server is asked for it.
 const WATCH_LAG: Duration = Duration::from_secs(15);
 
+/// How long a pod whose name is stored may take to be created by whoever stored the name.
+const BIRTH: Duration = Duration::from_secs(1);
+
 /// Remembers what was written, by the CiJob's UID.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -27,6 +30,8 @@ struct Entry {
     superseded: Vec<String>,
     /// The pod that was created and not seen yet.
     pod: Option<(Arc<Pod>, Instant)>,
+    /// The name of a pod that is stored in the status and was not there, and since when.
+    unborn: Option<(String, Instant)>,
 }
 
 impl Memory {
@@ -58,7 +63,7 @@ impl Memory {
         }
         entry.job = None;
         entry.superseded.clear();
-        if entry.pod.is_none() {
+        if entry.pod.is_none() && entry.unborn.is_none() {
             entries.remove(uid);
         }
         cached
@@ -69,6 +74,20 @@ impl Memory {
         let entries = self.lock();
         let (pod, created) = entries.get(uid)?.pod.as_ref()?;
         (now.duration_since(*created) < WATCH_LAG).then(|| Arc::clone(pod))
+    }
+
+    /// A pod whose name is stored and whose UID is not does not exist. Whether it will not come any
+    /// more: another operator may have stored the name just now, and be about to create the pod.
+    pub fn is_lost(&self, uid: &str, pod: &str, now: Instant) -> bool {
+        let mut entries = self.lock();
+        let unborn = &mut entries.entry(uid.to_owned()).or_default().unborn;
+        match unborn {
+            Some((name, since)) if name == pod => now.duration_since(*since) >= BIRTH,
+            _ => {
+                *unborn = Some((pod.to_owned(), now));
+                false
+            }
+        }
     }
 
     /// The watch showed a pod, or its end.
@@ -151,6 +170,18 @@ mod tests {
         assert!(memory.pod(fixture::JOB_UID, now).is_some());
         memory.saw(&pod);
         assert!(memory.pod(fixture::JOB_UID, now).is_none());
+    }
+
+    #[test]
+    fn a_pod_that_was_named_has_a_moment_to_come() {
+        let memory = Memory::default();
+        let now = Instant::now();
+        assert!(!memory.is_lost("a", "pod-1", now));
+        assert!(!memory.is_lost("a", "pod-1", now + BIRTH / 2));
+        assert!(memory.is_lost("a", "pod-1", now + BIRTH));
+        assert!(!memory.is_lost("a", "pod-2", now + BIRTH), "another name, another moment");
+        memory.freshest("a", version("1"));
+        assert!(memory.is_lost("a", "pod-2", now + BIRTH * 2));
     }
 
     #[test]

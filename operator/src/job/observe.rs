@@ -79,11 +79,16 @@ pub async fn observe(
     {
         pods.push(pod);
     }
-    let current = current(sources, &job, &mut pods).await?;
+    let current = current(sources, &identity.uid, &job, &mut pods).await?;
     Ok(Observed { identity, job, classes, pods, current })
 }
 
-async fn current(sources: &Sources, job: &CiJob, pods: &mut Vec<Arc<Pod>>) -> Result<Current, ObserveError> {
+async fn current(
+    sources: &Sources,
+    uid: &str,
+    job: &CiJob,
+    pods: &mut Vec<Arc<Pod>>,
+) -> Result<Current, ObserveError> {
     let status = job.status.as_ref();
     let over = status.and_then(|status| status.phase).is_some_and(Phase::is_final);
     let Some(recorded) = status.and_then(|status| status.pod.as_ref()).filter(|_| !over) else {
@@ -104,6 +109,9 @@ async fn current(sources: &Sources, job: &CiJob, pods: &mut Vec<Arc<Pod>>) -> Re
             let pod = Arc::new(pod);
             pods.push(Arc::clone(&pod));
             Current::Present { pod, watched: false }
+        }
+        None if recorded.uid.is_none() && !sources.memory.is_lost(uid, name, Instant::now()) => {
+            Current::Unborn
         }
         None => Current::Absent,
     })
@@ -222,7 +230,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_pod_that_no_cache_has_is_asked_for() {
-        let observed = look(admitted(Phase::Running), &[], Memory::default(), Asked::Missing).await.unwrap();
+        // Named, and perhaps about to be created by another operator.
+        let observed = look(admitted(Phase::Admitted), &[], Memory::default(), Asked::Missing).await.unwrap();
+        assert!(matches!(observed.current, Current::Unborn));
+        let mut job = admitted(Phase::Running);
+        job.status.as_mut().unwrap().pod.as_mut().unwrap().uid = Some("pod-uid-1".to_owned());
+        let observed = look(job, &[], Memory::default(), Asked::Missing).await.unwrap();
         assert!(matches!(observed.current, Current::Absent));
         let observed = look(admitted(Phase::Running), &[], Memory::default(), Asked::Found).await.unwrap();
         assert!(matches!(observed.current, Current::Present { watched: false, .. }));

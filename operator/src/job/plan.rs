@@ -41,6 +41,8 @@ pub struct Observed {
 pub enum Current {
     /// The status records none, or nobody needs to know.
     Unknown,
+    /// The API server has no pod of that name, and may be about to get it.
+    Unborn,
     /// The API server has no pod of that name.
     Absent,
     /// There is one. It need not be the job's.
@@ -117,6 +119,9 @@ const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(1);
 
 /// How soon to look again at a pod that nobody watches.
 const UNWATCHED: SignedDuration = SignedDuration::from_secs(10);
+
+/// How soon to look again for a pod that was named and is not there.
+const UNBORN: SignedDuration = SignedDuration::from_secs(1);
 
 /// Grace of a pod in which no script runs any more. Zero would take it from the API server before
 /// the kubelet has ended its containers.
@@ -210,7 +215,9 @@ impl<'a> Planner<'a> {
         let why = match (&self.draft.status.pod, current) {
             (None, _) => Why::NewPod,
             (Some(_), Current::Absent) => Why::LostPod,
-            (Some(_), Current::Unknown | Current::Present { .. }) => return Ok((Why::Unsure, None)),
+            (Some(_), Current::Unknown | Current::Unborn | Current::Present { .. }) => {
+                return Ok((Why::Unsure, None));
+            }
         };
         let next = self.draft.next_pod(identity);
         let placement = class::place(request, &terms.class, class).map_err(NoPod::Ever)?;
@@ -294,7 +301,7 @@ impl<'a> Planner<'a> {
                 let ran = status.pod.as_ref().is_some_and(|pod| pod.uid.is_some());
                 ran.then(|| PodEnd::Gone { disrupted: status::is_true(status, condition::DISRUPTED) })
             }
-            (Current::Unknown, _) => None,
+            (Current::Unknown | Current::Unborn, _) => None,
         }
     }
 
@@ -326,12 +333,16 @@ impl<'a> Planner<'a> {
     fn go_on(self, why: Why, actions: Vec<Action>) -> Plan {
         let timeout =
             timeouts::later(timeouts::after(self.born(), self.job_seconds()), timeouts::BEHIND_RUNNER);
-        let unwatched = matches!(self.observed.current, Current::Present { watched: false, .. });
+        let again = match self.observed.current {
+            Current::Present { watched: false, .. } => Some(UNWATCHED),
+            Current::Unborn => Some(UNBORN),
+            Current::Present { .. } | Current::Absent | Current::Unknown => None,
+        };
         let deadlines: Vec<_> = [
             Some(timeout),
             self.start_deadline(),
             self.trouble_deadline(),
-            unwatched.then(|| timeouts::later(self.now, UNWATCHED)),
+            again.map(|wait| timeouts::later(self.now, wait)),
         ]
         .into_iter()
         .flatten()

@@ -222,6 +222,10 @@ fn nobody_knows_is_no_reason_to_create() {
         (plan.why, plan.actions.as_slice(), &plan.status),
         (Why::Unsure, [].as_slice(), &first.status)
     );
+    unsure.current = Current::Unborn;
+    let plan = plan_at(&unsure, 30);
+    assert_eq!((plan.why, plan.actions.as_slice()), (Why::Unsure, [].as_slice()));
+    assert_eq!(plan.requeue, Some(std::time::Duration::from_secs(1)));
 }
 
 #[test]
