@@ -38,10 +38,19 @@ impl Journal {
         (Arc::new(Self { metrics, notes }), queue)
     }
 
+    /// A pod was created.
+    pub fn created_pod(&self) {
+        self.metrics.pod_created();
+    }
+
     /// The job's status replaced this one.
     pub fn wrote(&self, job: &CiJob, before: &CiJobStatus) {
         let Some(after) = &job.status else { return };
         self.metrics.status_written(before, after);
+        let over = |status: &CiJobStatus| status.phase.is_some_and(Phase::is_final);
+        if let Some(report) = job.spec.report.as_ref().filter(|_| over(after) && !over(before)) {
+            self.metrics.reported(report);
+        }
         if (before.phase, before.reason) != (after.phase, after.reason) {
             let phase = after.phase.map_or("", Phase::as_str);
             let pod = after.pod.as_ref().map(|pod| pod.name.as_str());

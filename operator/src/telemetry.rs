@@ -1,22 +1,20 @@
 //! Metrics. Labels are words of closed lists, never names of jobs or projects.
 
-use std::fmt;
+mod gauges;
+
 use std::time::Duration;
 
-use kube::runtime::reflector::Store;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use roadstead_crds::report::JobReport;
 use roadstead_crds::status::StartBreakdown;
-use roadstead_crds::{CiJob, CiJobStatus, Phase};
+use roadstead_crds::{CiJobStatus, Phase};
 
-use crate::lead::Tenure;
+pub use gauges::{JobCounts, LeaderGauge};
 
 /// What the operator counts. Clones count together.
 #[derive(Clone, Debug)]
@@ -29,6 +27,9 @@ pub struct Metrics {
     start_seconds: Family<StepLabels, Histogram, fn() -> Histogram>,
     requests: Family<RequestLabels, Counter>,
     events_lost: Counter,
+    pods_created: Counter,
+    reconnects: Counter,
+    output_bytes: Family<StreamLabels, Counter>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -64,6 +65,11 @@ struct RequestLabels {
     code: u16,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StreamLabels {
+    stream: &'static str,
+}
+
 /// How a reconcile ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -87,6 +93,9 @@ impl Metrics {
             start_seconds: Family::new_with_constructor(start_histogram),
             requests: Family::default(),
             events_lost: Counter::default(),
+            pods_created: Counter::default(),
+            reconnects: Counter::default(),
+            output_bytes: Family::default(),
         };
         registry.register("reconciles", "Reconciles of CiJobs by their result", metrics.reconciles.clone());
         registry.register_with_unit(
@@ -114,6 +123,18 @@ impl Metrics {
         );
         registry.register("api_requests", "Requests to the API server", metrics.requests.clone());
         registry.register("events_lost", "Events that could not be written", metrics.events_lost.clone());
+        registry.register("pods_created", "Pods created for jobs", metrics.pods_created.clone());
+        registry.register(
+            "stream_reconnects",
+            "Connections to jobs that were lost and taken up again, as the shim reported when the job ended",
+            metrics.reconnects.clone(),
+        );
+        registry.register_with_unit(
+            "output",
+            "Output of the stages of jobs that ended, as the shim reported",
+            Unit::Bytes,
+            metrics.output_bytes.clone(),
+        );
         registry.register(
             "build",
             "The running build",
@@ -153,6 +174,23 @@ impl Metrics {
         self.events_lost.inc();
     }
 
+    /// A pod was created.
+    pub fn pod_created(&self) {
+        self.pods_created.inc();
+    }
+
+    /// A job ended with this report.
+    pub fn reported(&self, report: &JobReport) {
+        let count = |number: i64| u64::try_from(number).unwrap_or(0);
+        self.reconnects.inc_by(count(report.reconnects.into()));
+        for (stream, bytes) in [
+            ("stdout", report.stages.iter().map(|stage| count(stage.stdout_bytes)).sum()),
+            ("stderr", report.stages.iter().map(|stage| count(stage.stderr_bytes)).sum()),
+        ] {
+            self.output_bytes.get_or_create(&StreamLabels { stream }).inc_by(bytes);
+        }
+    }
+
     /// A status replaced another one.
     pub fn status_written(&self, before: &CiJobStatus, after: &CiJobStatus) {
         for (step, milliseconds) in new_steps(&before.start, &after.start) {
@@ -188,72 +226,16 @@ fn new_steps(before: &StartBreakdown, after: &StartBreakdown) -> impl Iterator<I
     .filter_map(|(step, before, after)| Some((step, after.filter(|_| before.is_none())?)))
 }
 
-/// Tells whether this operator leads, at the moment of the scrape.
-#[derive(Debug)]
-pub struct LeaderGauge(pub Tenure);
-
-impl Collector for LeaderGauge {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let text = "Whether this operator holds the Lease and works (1) or stands by (0)";
-        let gauge = encoder.encode_descriptor("leader", text, None, MetricType::Gauge)?;
-        ConstGauge::new(i64::from(self.0.holds())).encode(gauge)
-    }
-}
-
-/// Counts the cached CiJobs when it is scraped, so that no count can drift.
-pub struct JobCounts {
-    /// Namespace and cache of its CiJobs.
-    pub stores: Vec<(String, Store<CiJob>)>,
-}
-
-impl fmt::Debug for JobCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobCounts").finish_non_exhaustive()
-    }
-}
-
-impl Collector for JobCounts {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut family =
-            encoder.encode_descriptor("jobs", "CiJobs that exist, by phase", None, MetricType::Gauge)?;
-        for (namespace, store) in &self.stores {
-            let phases: Vec<_> = store
-                .state()
-                .iter()
-                .filter_map(|job| job.status.as_ref().and_then(|status| status.phase))
-                .collect();
-            for phase in PHASES {
-                let count = phases.iter().filter(|other| **other == phase).count();
-                let labels = [("namespace", namespace.as_str()), ("phase", phase.as_str())];
-                ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX))
-                    .encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-const PHASES: [Phase; 9] = [
-    Phase::Queued,
-    Phase::Admitted,
-    Phase::Starting,
-    Phase::Running,
-    Phase::Succeeded,
-    Phase::Failed,
-    Phase::Errored,
-    Phase::Canceled,
-    Phase::TimedOut,
-];
+#[cfg(test)]
+mod document;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture;
-    use kube::runtime::{reflector, watcher};
     use prometheus_client::encoding::text::encode;
     use roadstead_crds::Reason;
 
-    fn scrape(registry: &Registry) -> String {
+    pub(super) fn scrape(registry: &Registry) -> String {
         let mut text = String::new();
         encode(&mut text, registry).unwrap();
         text
@@ -284,19 +266,5 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("step=\"helper\""), "{text}");
-    }
-
-    #[test]
-    fn jobs_are_counted_from_the_cache() {
-        let (store, mut writer) = reflector::store();
-        let mut job = fixture::job();
-        job.status = Some(CiJobStatus { phase: Some(Phase::Starting), ..CiJobStatus::default() });
-        writer.apply_watcher_event(&watcher::Event::Apply(job));
-        let mut registry = Registry::with_prefix("roadstead");
-        let stores = vec![(fixture::NAMESPACE.to_owned(), store)];
-        registry.register_collector(Box::new(JobCounts { stores }));
-        let text = scrape(&registry);
-        assert!(text.contains("jobs{namespace=\"ci-jobs\",phase=\"Starting\"} 1"), "{text}");
-        assert!(text.contains("jobs{namespace=\"ci-jobs\",phase=\"Running\"} 0"), "{text}");
     }
 }

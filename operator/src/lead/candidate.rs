@@ -87,12 +87,12 @@ impl Candidate {
             } else if now >= self.not_before {
                 Action::Claim
             } else {
-                Action::Wait(self.not_before.min(until) - now)
+                Action::Wait(self.not_before.min(until).saturating_sub(now))
             };
         }
         let free = if seen.taken { seen.since + seen.duration } else { Duration::ZERO };
         let then = free.max(self.not_before);
-        if now >= then { Action::Claim } else { Action::Wait(then - now) }
+        if now >= then { Action::Claim } else { Action::Wait(then.saturating_sub(now)) }
     }
 
     /// The Lease is seen to be like this; `None`: there is none. What is seen late counts from when
