@@ -147,17 +147,17 @@ impl World {
         }
         self.version += 1;
         lease.metadata.resource_version = Some(self.version.to_string());
-        self.change(Some(lease.clone()));
+        self.change(Some(&lease));
         Ok(lease)
     }
 
-    fn change(&mut self, lease: Option<Lease>) {
-        self.lease.clone_from(&lease);
+    fn change(&mut self, lease: Option<&Lease>) {
+        self.lease = lease.cloned();
         for process in &mut self.processes {
             // A watch keeps the order.
             let last = process.views.last().map_or(Duration::ZERO, |view| view.0);
             let due = (self.now + self.chance.up_to(self.weather.late)).max(last);
-            process.views.push((due, lease.clone()));
+            process.views.push((due, lease.cloned()));
         }
     }
 
@@ -240,13 +240,12 @@ impl World {
             let answered =
                 !request.is_answer_lost && request.answer.as_ref().is_some_and(|(_, due)| *due <= self.now);
             if answered {
-                match request.answer {
-                    Some((Ok(lease), _)) => process.candidate.claimed(lease, request.sent, clock, jitter),
-                    _ => {
-                        // A conflict: it looks at what there is.
-                        process.candidate.failed(clock, jitter);
-                        process.candidate.saw(self.lease.clone(), clock);
-                    }
+                if let Some((Ok(lease), _)) = request.answer {
+                    process.candidate.claimed(lease, request.sent, clock, jitter);
+                } else {
+                    // A conflict: it looks at what there is.
+                    process.candidate.failed(clock, jitter);
+                    process.candidate.saw(self.lease.clone(), clock);
                 }
             } else if clock >= request.sent + PATIENCE {
                 process.candidate.failed(clock, jitter);

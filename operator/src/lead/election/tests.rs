@@ -30,8 +30,8 @@ impl Server {
     }
 
     /// Carries out a write for the version that it has.
-    fn write(&self, mut lease: Lease) -> Result<Lease, Status> {
-        let mut result = Err(Status::failure("another version", "Conflict").with_code(409));
+    fn write(&self, mut lease: Lease) -> Option<Lease> {
+        let mut written = None;
         self.lease.send_if_modified(|current| {
             let version = |lease: &Lease| lease.metadata.resource_version.clone();
             let known = current.as_ref().and_then(version);
@@ -41,10 +41,10 @@ impl Server {
             let next = known.map_or(1, |known| known.parse::<u32>().unwrap() + 1);
             lease.metadata.resource_version = Some(next.to_string());
             *current = Some(lease.clone());
-            result = Ok(lease);
+            written = Some(lease);
             true
         });
-        result
+        written
     }
 
     async fn answer(self, who: String, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
@@ -56,15 +56,15 @@ impl Server {
         let current = self.lease.borrow().clone();
         Ok(match (parts.method, current) {
             (Method::GET, Some(lease)) => answer(200, &lease),
-            (Method::GET, None) | (Method::PUT, None) => {
+            (Method::GET | Method::PUT, None) => {
                 answer(404, &Status::failure("no such Lease", "NotFound").with_code(404))
             }
             (Method::POST, Some(_)) => {
                 answer(409, &Status::failure("there is one", "AlreadyExists").with_code(409))
             }
             _ => match self.write(sent.expect("a Lease")) {
-                Ok(lease) => answer(200, &lease),
-                Err(status) => answer(409, &status),
+                Some(lease) => answer(200, &lease),
+                None => answer(409, &Status::failure("another version", "Conflict").with_code(409)),
             },
         })
     }
