@@ -20,6 +20,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
+    ("chart::helm_test_runs_a_job_or_says_why_it_cannot", Need::OwnCluster),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
     ("path::the_first_script_line_comes_within_a_second_and_a_half", Need::QuietNode),
     ("requests::the_requests_of_a_job_do_not_grow_with_its_duration", Need::AuditLog),

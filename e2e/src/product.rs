@@ -82,6 +82,7 @@ fn values(cluster: &Cluster, pull_policy: &str) -> Result<Value> {
         "operator": image("operator")?,
         "helper": image("helper")?,
         "agent": image("agent")?,
+        "shim": image("executor-shim")?,
         "jobNamespaces": [cluster.release.job_namespace],
     }))
 }
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn values_name_every_image_by_its_content() {
-        let values = values(&cluster(&["operator", "helper", "agent"]), "Never").unwrap();
+        let images = ["operator", "helper", "agent", "executor-shim"];
+        let values = values(&cluster(&images), "Never").unwrap();
         assert_eq!(values["agent"]["image"]["repository"], "roadstead/agent");
         assert_eq!(values["operator"]["image"]["tag"], "0.1.0-abc");
         assert_eq!(values["helper"]["image"]["pullPolicy"], "Never");

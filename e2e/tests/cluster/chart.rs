@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use roadstead_e2e::installation::Installation;
 use serde_json::json;
 
@@ -47,6 +48,41 @@ async fn the_chart_is_clean_and_refuses_values_that_mean_nothing() -> Result<()>
         let error = format!("{:#}", refused.err().context(set)?);
         assert!(error.contains(word), "{error}");
     }
+    Ok(())
+}
+
+/// `helm test` runs a job end to end, says what is wrong where it cannot, and leaves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn helm_test_runs_a_job_or_says_why_it_cannot() -> Result<()> {
+    let bench = Installation::join().await?;
+    let test = || -> Result<(bool, String)> {
+        let mut helm = bench.cluster.command("helm");
+        helm.args(["test", &bench.release().name, "--namespace", bench.system_namespace()]);
+        let output = helm.args(["--timeout", "120s"]).output().context("cannot run helm")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    let (succeeded, said) = test()?;
+    assert!(succeeded, "{said}");
+    assert!(said.contains("A job ran in cij-") && said.contains("\"exitCode\":0"), "{said}");
+
+    let class = |name: &str| -> Result<()> {
+        let mut helm = bench.cluster.command("helm");
+        helm.args(["upgrade", &bench.release().name, "--namespace", bench.system_namespace()]);
+        helm.args(["--reuse-values", "--set", &format!("test.class={name}")]).arg(chart());
+        let output = helm.output().context("cannot run helm")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    class("no-such-class")?;
+    let (succeeded, said) = test()?;
+    class("")?;
+    assert!(!succeeded, "{said}");
+    assert!(said.contains("no-such-class") && said.contains("JobClass"), "{said}");
+
+    let pods: Api<Pod> = Api::namespaced(bench.client.clone(), bench.system_namespace());
+    let left = pods.list(&ListParams::default().labels("app.kubernetes.io/component=test")).await?;
+    assert!(left.items.iter().all(|pod| pod.metadata.deletion_timestamp.is_some()), "{left:?}");
     Ok(())
 }
 

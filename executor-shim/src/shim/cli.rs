@@ -40,6 +40,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
+    /// File with the request of a job by hand, in place of standard input: for a pod, which has none.
+    #[arg(long, value_name = "FILE")]
+    pub request: Option<PathBuf>,
+
     /// What holds for every command.
     #[command(flatten)]
     pub options: Options,

@@ -70,22 +70,25 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     // Both providers of cryptography may be in the tree; without a choice the first use panics.
     // That somebody has chosen before is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let Some(command) = &cli.command else { return by_hand_or_help(&cli.options) };
+    let Some(command) = &cli.command else { return by_hand_or_help(&cli) };
     let exit = in_runtime(call(command, &cli.options, env));
     exit.unwrap_or(system_failure)
 }
 
 /// Without a command a person at a terminal gets help; what comes from elsewhere is a request.
-fn by_hand_or_help(options: &Options) -> ExitCode {
+fn by_hand_or_help(cli: &Cli) -> ExitCode {
     let stdin = io::stdin();
-    if stdin.is_terminal() {
+    if cli.request.is_none() && stdin.is_terminal() {
         // That nobody reads the help does not change that there was nothing to do.
         let _ = write!(io::stderr(), "{}", Cli::command().render_help());
         return ExitCode::from(NOTHING_ASKED);
     }
     // Before signals are listened for: there is nothing yet that one would have to wait for.
-    let request = by_hand::read(stdin.lock());
-    in_runtime(by_hand::call(options, request)).unwrap_or(ExitCode::FAILURE)
+    let request = match &cli.request {
+        Some(file) => by_hand::read_file(file),
+        None => by_hand::read(stdin.lock()),
+    };
+    in_runtime(by_hand::call(&cli.options, request)).unwrap_or(ExitCode::FAILURE)
 }
 
 /// Runs a call to its end; `None` where the system has no runtime to give.

@@ -114,6 +114,21 @@ async fn a_run_does_it_all() {
     hand.assert_nothing_left();
 }
 
+/// A pod's container has no standard input to write to.
+#[tokio::test]
+async fn a_request_may_be_in_a_file() {
+    let (_server, _pod, hand) = ready().await;
+    let file = hand.path("request.json");
+    std::fs::write(&file, r#"{"command":"run","script":["echo hello"]}"#).unwrap();
+    let called = finish(hand.command().arg("--request").arg(&file).spawn().unwrap()).await;
+    called.assert(0);
+    assert_eq!(answer(&called)["output"], "hello\n");
+    let called = finish(hand.command().arg("--request=/nonexistent").spawn().unwrap()).await;
+    called.assert(2);
+    assert!(answer(&called)["error"].as_str().unwrap().contains("/nonexistent"), "{called:?}");
+    hand.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn the_exit_code_is_the_scripts_and_can_be_told_from_the_shims_own() {
     let (server, _pod, hand) = ready().await;

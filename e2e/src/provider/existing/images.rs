@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// What the product and the tests start containers from.
-const NEEDED: [&str; 7] =
-    ["agent", "busybox", "debian-git", "debian-sudo", "debian-user", "helper", "operator"];
+const NEEDED: [&str; 8] =
+    ["agent", "busybox", "debian-git", "debian-sudo", "debian-user", "executor-shim", "helper", "operator"];
 
 /// Reads the file: on each line an image's name, as `cargo e2e images` prints it, and a reference.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {

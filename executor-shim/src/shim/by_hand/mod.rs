@@ -33,7 +33,7 @@ use output::Console;
 use request::{Job, JobName, Wishes};
 use session::{Session, Sessions, Setting};
 
-pub use request::{Mistake, Request, read};
+pub use request::{Mistake, Request, read, read_file};
 
 /// How long the API server may take to say whether a job is still there.
 const LOOK_WITHIN: Duration = Duration::from_secs(30);

@@ -1,10 +1,12 @@
-//! What is asked for by hand: one JSON object on standard input. Pure.
+//! What is asked for by hand: one JSON object on standard input, or in a file.
 //!
 //! It is read field by field instead of by derive: a sentence names the field that is wrong, and
 //! none quotes a value, which may be a secret.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -129,6 +131,14 @@ pub fn read(input: impl Read) -> Result<Request, Mistake> {
         return mistake(format!("standard input is longer than {} MiB", LIMIT / 1024 / 1024));
     }
     parse(&bytes)
+}
+
+/// Reads a request from a file.
+pub fn read_file(path: &Path) -> Result<Request, Mistake> {
+    match File::open(path) {
+        Ok(file) => read(file),
+        Err(error) => mistake(format!("cannot read the request in {}: {error}", path.display())),
+    }
 }
 
 /// Reads a request.
