@@ -57,20 +57,13 @@ struct Weather {
     drift: u64,
     /// Chances in ten thousand, per step and process, to be stopped for a while or to die.
     trouble: u64,
-    /// Whether somebody deletes the Lease now and then. Nobody starts anew in such a world: who
-    /// comes after the deletion cannot know that there was a Lease.
-    deleted: bool,
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
-    (any::<u64>(), 0_u64..60, 0_u64..6000, 0_u64..15, 0_u64..60, any::<bool>()).prop_map(
-        |(seed, lost, late, drift, trouble, deleted)| Weather {
-            seed,
-            lost,
-            late: Duration::from_millis(late),
-            drift,
-            trouble,
-            deleted,
+    (any::<u64>(), 0_u64..60, 0_u64..6000, 0_u64..15, 0_u64..60).prop_map(
+        |(seed, lost, late, drift, trouble)| {
+            let late = Duration::from_millis(late);
+            Weather { seed, lost, late, drift, trouble }
         },
     )
 }
@@ -147,17 +140,17 @@ impl World {
         }
         self.version += 1;
         lease.metadata.resource_version = Some(self.version.to_string());
-        self.change(Some(&lease));
+        self.change(&lease);
         Ok(lease)
     }
 
-    fn change(&mut self, lease: Option<&Lease>) {
-        self.lease = lease.cloned();
+    fn change(&mut self, lease: &Lease) {
+        self.lease = Some(lease.clone());
         for process in &mut self.processes {
             // A watch keeps the order.
             let last = process.views.last().map_or(Duration::ZERO, |view| view.0);
             let due = (self.now + self.chance.up_to(self.weather.late)).max(last);
-            process.views.push((due, lease.cloned()));
+            process.views.push((due, Some(lease.clone())));
         }
     }
 
@@ -203,7 +196,7 @@ impl World {
     fn trouble(&mut self, number: usize) {
         let pause = self.now + self.chance.up_to(Duration::from_secs(40));
         let terms = self.terms;
-        let dies = self.chance.percent(50) && !self.weather.deleted;
+        let dies = self.chance.percent(50);
         let resigns = self.chance.percent(50);
         let process = &mut self.processes[number];
         if process.stopped_until < self.now {
@@ -225,7 +218,7 @@ impl World {
     /// What the process does when it gets to run.
     fn run(&mut self, number: usize) {
         let jitter = self.chance.unit();
-        let (terms, comes_back) = (self.terms, !self.weather.deleted);
+        let terms = self.terms;
         let process = &mut self.processes[number];
         let clock = process.clock(self.now);
         let leads = process.candidate.until().is_some();
@@ -266,7 +259,6 @@ impl World {
                 let lost = process.request.take();
                 process.adrift.extend(lost);
                 process.views = vec![(self.now, self.lease.clone())];
-                process.stopped_until = if comes_back { self.now } else { Duration::MAX };
             }
             Action::Claim | Action::Wait(_) | Action::Look => {}
         }
@@ -281,9 +273,6 @@ impl World {
         let end = self.now + span;
         let mut led = self.now;
         while self.now < end {
-            if self.weather.deleted && self.chance.below(1000) == 0 {
-                self.change(None);
-            }
             for number in 0..self.processes.len() {
                 self.step(number);
                 let leaders = self.leaders();
@@ -308,9 +297,9 @@ proptest! {
 
     #[test]
     fn after_any_storm_somebody_leads(weather in weather()) {
-        let mut world = World::new(Weather { deleted: false, ..weather }, Terms::default());
+        let mut world = World::new(weather, Terms::default());
         world.pass(Duration::from_secs(90))?;
-        let calm = Weather { lost: 0, late: Duration::from_millis(20), trouble: 0, deleted: false, ..world.weather.clone() };
+        let calm = Weather { lost: 0, late: Duration::from_millis(20), trouble: 0, ..world.weather.clone() };
         world.weather = calm;
         // What is on its way from the storm may put it off once more; a process may still be stopped.
         let without = world.pass(Duration::from_secs(90))?;
@@ -320,8 +309,7 @@ proptest! {
 
 #[test]
 fn in_calm_weather_the_first_leads_at_once_and_stays() {
-    let calm =
-        Weather { seed: 1, lost: 0, late: Duration::from_millis(20), drift: 0, trouble: 0, deleted: false };
+    let calm = Weather { seed: 1, lost: 0, late: Duration::from_millis(20), drift: 0, trouble: 0 };
     let mut world = World::new(calm, Terms::default());
     world.pass(Duration::from_millis(300)).unwrap();
     let first = world.leaders();
@@ -338,7 +326,7 @@ fn without_a_margin_two_would_lead() {
     let terms = Terms { tenure: Duration::from_secs(15), ..Terms::default() };
     let broken = (0..200).any(|seed| {
         let late = Duration::from_millis(100);
-        let weather = Weather { seed, lost: 0, late, drift: 14, trouble: 40, deleted: false };
+        let weather = Weather { seed, lost: 0, late, drift: 14, trouble: 40 };
         let mut world = World::new(weather, terms);
         world.pass(Duration::from_secs(240)).is_err()
     });
