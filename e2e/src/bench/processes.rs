@@ -183,9 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_memory_and_time() {
-        let own = Process(i32::try_from(std::process::id()).unwrap());
-        assert!(own.peak_memory().unwrap() >= own.memory("VmRSS").unwrap());
-        own.processor_time().unwrap();
+    fn a_process_has_memory_and_time() {
+        // One that does nothing: the memory of this one grows between two looks.
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let process = Process(i32::try_from(child.id()).unwrap());
+        let resident = process.memory("VmRSS").unwrap();
+        assert!(process.peak_memory().unwrap() >= resident);
+        process.processor_time().unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 }
