@@ -227,7 +227,8 @@ fn client(api: &str, authority: Option<&[u8]>, proxies: &ProxyEnv) -> Result<Cli
     config.proxy_url = proxy.transpose()?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.default_retry = false;
-    config.root_cert = authority.filter(|_| secure).map(roots);
+    // Without any the client reads the system's, which plain HTTP does not need.
+    config.root_cert = if secure { authority.map(roots) } else { Some(Vec::new()) };
     Client::try_from(config).map_err(|error| chain(&error))
 }
 
