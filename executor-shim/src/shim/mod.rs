@@ -44,7 +44,6 @@ use cli::{Cli, Command, Options};
 use env::RunnerEnv;
 use exit::{Answer, End, Failure};
 use joblog::{JobLog, Output as _};
-use redact::Secrets;
 use signals::Interrupt;
 use stage::Stage;
 use state::{StageEnd, StartFailure, StateFile};
@@ -116,7 +115,7 @@ async fn call(command: &Command, options: &Options, env: RunnerEnv) -> ExitCode 
     let end = dispatch(command, options, &env, &mut log, interrupt).await;
     if let End::Failed(failure) = &end {
         log.line(&failure.sentence).await;
-        let sentence = Secrets::known(&env).blacken(&failure.sentence);
+        let sentence = log.blackened(&failure.sentence);
         tracing::info!(command = command.name(), blame = ?failure.blame, sentence, "the call fails");
     } else {
         tracing::info!(command = command.name(), ?end, "the call ends");

@@ -63,6 +63,11 @@ impl JobLog {
     pub async fn answer(&mut self, text: &str) -> io::Result<()> {
         write_all(&mut self.stdout, text.as_bytes()).await
     }
+
+    /// The text without the job's secrets.
+    pub fn blackened(&mut self, text: &str) -> String {
+        self.secrets.get_or_insert_with(|| Secrets::known(&self.env)).blacken(text)
+    }
 }
 
 impl Output for JobLog {
@@ -79,7 +84,7 @@ impl Output for JobLog {
     }
 
     async fn line(&mut self, text: &str) {
-        let text = printable(&self.secrets.get_or_insert_with(|| Secrets::known(&self.env)).blacken(text));
+        let text = printable(&self.blackened(text));
         let line = if self.at_line_start { format!("{text}\n") } else { format!("\n{text}\n") };
         self.at_line_start = true;
         match tokio::time::timeout(PATIENCE, write_all(&mut self.stderr, line.as_bytes())).await {
