@@ -30,6 +30,15 @@ fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|part| String::from_utf8_lossy(part).into_owned()).concat()
 }
 
+/// A file with the images that the cluster has, for `--images`.
+fn image_list(bench: &Installation) -> Result<String> {
+    let path = bench.dir().join("images.txt");
+    let lines: Vec<String> =
+        bench.cluster.images.iter().map(|(name, reference)| format!("{name} {reference}\n")).collect();
+    std::fs::write(&path, lines.concat())?;
+    Ok(path.display().to_string())
+}
+
 /// Every object of the kinds that a release makes, by kind and name, cluster-wide ones and namespaces.
 fn shared_objects(bench: &Installation) -> Result<Vec<String>> {
     let kinds = "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,\
@@ -44,11 +53,7 @@ fn shared_objects(bench: &Installation) -> Result<Vec<String>> {
 async fn a_second_release_beside_the_first_takes_nothing_and_leaves_nothing() -> Result<()> {
     let bench = Installation::join().await?;
     let state = bench.dir().join("state");
-    let images = bench.dir().join("images.txt");
-    let lines: Vec<String> =
-        bench.cluster.images.iter().map(|(name, reference)| format!("{name} {reference}\n")).collect();
-    std::fs::write(&images, lines.concat())?;
-    let (kubeconfig, images) = (bench.cluster.kubeconfig.display().to_string(), images.display().to_string());
+    let (kubeconfig, images) = (bench.cluster.kubeconfig.display().to_string(), image_list(&bench)?);
     let options = ["--kubeconfig", &kubeconfig, "--images", &images];
     let class = bench.classes().get("default").await.context("no class default")?;
 
@@ -83,12 +88,8 @@ async fn a_second_release_beside_the_first_takes_nothing_and_leaves_nothing() ->
 async fn what_the_account_may_not_do_is_told_before_anything_is_made() -> Result<()> {
     let bench = Installation::join().await?;
     let state = bench.dir().join("state");
-    let images = bench.dir().join("images.txt");
-    let lines: Vec<String> =
-        bench.cluster.images.iter().map(|(name, reference)| format!("{name} {reference}\n")).collect();
-    std::fs::write(&images, lines.concat())?;
     // The shim's account may do next to nothing.
-    let (kubeconfig, images) = (bench.kubeconfig.display().to_string(), images.display().to_string());
+    let (kubeconfig, images) = (bench.kubeconfig.display().to_string(), image_list(&bench)?);
     let up = run(e2e(&bench, &state, &["up", "--kubeconfig", &kubeconfig, "--images", &images])).await?;
     assert!(!up.status.success());
     let said = text(&up);

@@ -84,26 +84,32 @@ async fn a_rollout_is_not_noticed_by_jobs() -> Result<()> {
     bench.wait_no_pods(long.id, SOON).await
 }
 
+/// Waits until the pod has another container than when it was looked at, and that one is ready.
+async fn restarted(bench: &Installation, before: &Pod) -> Result<()> {
+    let name = before.metadata.name.as_deref().context("a pod without a name")?;
+    let restarts = operators::container(before).map(|container| container.restart_count);
+    let restarted = |pod: Option<&Pod>| {
+        let status = pod.and_then(operators::container);
+        status.is_some_and(|status| Some(status.restart_count) > restarts && status.ready)
+    };
+    tokio::time::timeout(DEADLINE, await_condition(operators::api(bench), name, restarted))
+        .await
+        .context("it took too long")?
+        .context("the watch failed")?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_is_followed_within_the_lease() -> Result<()> {
     let _alone = alone().await;
     let bench = Installation::join().await?;
     let leader = operators::leader(&bench).await?;
     let pod = operators::pod(&bench, &leader).await?;
-    let restarts = operators::container(&pod).map(|container| container.restart_count);
     operators::signal(&bench, &pod, "SIGKILL")?;
     let waited = run_one(&bench, &bench.harness()?).await?;
     assert!(waited < LEASE + LOAD, "the job waited {waited:?}");
     // The same pod comes back and goes on, or another took over; the dead one's container is a new one.
-    let restarted = |pod: Option<&Pod>| {
-        let status = pod.and_then(operators::container);
-        status.is_some_and(|status| Some(status.restart_count) > restarts && status.ready)
-    };
-    tokio::time::timeout(DEADLINE, await_condition(operators::api(&bench), &leader, restarted))
-        .await
-        .context("the killed operator did not come back")?
-        .context("the watch failed")?;
-    Ok(())
+    restarted(&bench, &pod).await.context("the killed operator did not come back")
 }
 
 /// The worst kind of leader: one that is not dead, only stopped, and goes on after another took over.
@@ -113,7 +119,6 @@ async fn a_stopped_leader_is_followed_and_writes_nothing_when_it_goes_on() -> Re
     let bench = Installation::join().await?;
     let leader = operators::leader(&bench).await?;
     let pod = operators::pod(&bench, &leader).await?;
-    let restarts = operators::container(&pod).map(|container| container.restart_count);
     operators::signal(&bench, &pod, "SIGSTOP")?;
     let stopped = Instant::now();
     let spec = ticking(&bench, 10)?;
@@ -124,14 +129,7 @@ async fn a_stopped_leader_is_followed_and_writes_nothing_when_it_goes_on() -> Re
     job.wait_log("tick 0", DEADLINE).await?;
     operators::signal(&bench, &pod, "SIGCONT")?;
 
-    let ended = |pod: Option<&Pod>| {
-        let status = pod.and_then(operators::container);
-        status.is_some_and(|status| Some(status.restart_count) > restarts && status.ready)
-    };
-    tokio::time::timeout(DEADLINE, await_condition(operators::api(&bench), &leader, ended))
-        .await
-        .context("the stopped operator did not end")?
-        .context("the watch failed")?;
+    restarted(&bench, &pod).await.context("the stopped operator did not end")?;
     let log = kubectl(&bench, ["logs", "--previous", "-n", bench.system_namespace(), &leader])?;
     assert!(log.contains("this operator does not lead any more"), "{log}");
     assert_eq!(operators::leader(&bench).await?, next);
@@ -152,7 +150,7 @@ async fn two_operators_that_both_work_give_a_job_one_pod() -> Result<()> {
     let log = bench.dir().join("second.log");
     let mut second = second_operator(&bench, &log).await?;
     let harness = bench.harness()?;
-    let count = "echo x >> /tmp/runs; echo runs: $(wc -l < /tmp/runs)";
+    let count = "echo x >> \"$CI_PROJECT_DIR.runs\"; echo runs: $(wc -l < \"$CI_PROJECT_DIR.runs\")";
     let mut jobs = Vec::new();
     for _ in 0..8 {
         let spec = JobSpec::fresh().image(bench.image("busybox")?).script([count]);

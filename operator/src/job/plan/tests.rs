@@ -68,6 +68,17 @@ fn report(outcome: Outcome) -> JobReport {
     JobReport { outcome, exit_code: None, message: None, start, reconnects: 0, stages: vec![] }
 }
 
+/// A plan that leaves the job as it is.
+fn unchanged(job: &CiJob) -> Plan {
+    Plan {
+        status: job.status.clone().unwrap(),
+        actions: vec![],
+        requeue: None,
+        why: Why::Running,
+        faults: vec![],
+    }
+}
+
 /// A job whose containers run, by way of every step before.
 fn started() -> Observed {
     let job = fixture::job();
@@ -352,13 +363,7 @@ fn a_pod_that_goes_under_the_job() {
     assert!(plan.actions.is_empty());
 
     let job = CiJob::clone(&started().job);
-    let same = Plan {
-        status: job.status.clone().unwrap(),
-        actions: vec![],
-        requeue: None,
-        why: Why::Running,
-        faults: vec![],
-    };
+    let same = unchanged(&job);
     let mut deleted = running(first_pod());
     deleted.metadata.deletion_timestamp = Some(Time(at(60_000)));
     let plan = plan_at(&then(&job, &same, Some(deleted)), 60_000);
@@ -375,13 +380,7 @@ fn an_announced_disruption_is_noted_and_explains_the_end() {
         pod
     };
     let job = CiJob::clone(&started().job);
-    let same = Plan {
-        status: job.status.clone().unwrap(),
-        actions: vec![],
-        requeue: None,
-        why: Why::Running,
-        faults: vec![],
-    };
+    let same = unchanged(&job);
     let plan = plan_at(&then(&job, &same, Some(announced(first_pod()))), 60_000);
     assert_eq!(stands(&plan), (Some(Phase::Running), Some(Reason::Running)));
     assert!(status::is_true(&plan.status, condition::DISRUPTED));
@@ -394,13 +393,7 @@ fn an_impostor_ends_the_job_and_is_left_alone() {
     let mut foreign = fixture::pod(FIRST, "other-uid", at(100));
     foreign.metadata.owner_references = None;
     let job = CiJob::clone(&started().job);
-    let same = Plan {
-        status: job.status.clone().unwrap(),
-        actions: vec![],
-        requeue: None,
-        why: Why::Running,
-        faults: vec![],
-    };
+    let same = unchanged(&job);
     let plan = plan_at(&then(&job, &same, Some(foreign.clone())), 60_000);
     assert_eq!(
         (stands(&plan), plan.actions.as_slice()),
