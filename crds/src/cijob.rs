@@ -30,6 +30,7 @@ use crate::status::CiJobStatus;
     printcolumn(name = "Project", type_ = "string", json_path = ".spec.request.project.path"),
     printcolumn(name = "Job", type_ = "string", json_path = ".spec.request.job.name"),
     printcolumn(name = "Class", type_ = "string", json_path = ".status.class"),
+    printcolumn(name = "Queue", type_ = "integer", json_path = ".status.queue.position"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.pod.node"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration"),

@@ -13,10 +13,12 @@ use crate::schema;
 pub mod matching;
 mod placement;
 mod resources;
+mod time;
 
 pub use matching::{JobClassStatus, Matching, Mode, RefMatching};
 pub use placement::{Allowed, Placement, PlacementRule};
 pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
+pub use time::{Concurrency, DEFAULT_QUEUE_SECONDS, Timeouts};
 
 /// Name of the class that takes every job without saying so: one without `match`, it comes last.
 pub const DEFAULT_CLASS: &str = "default";
@@ -39,6 +41,7 @@ pub const DEFAULT_CLASS: &str = "default";
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image.default"),
     printcolumn(name = "Shell", type_ = "string", json_path = ".spec.builds.shell"),
+    printcolumn(name = "Max", type_ = "integer", json_path = ".spec.concurrency.max"),
     printcolumn(name = "Timeout", type_ = "integer", json_path = ".spec.timeouts.jobSeconds"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode", priority = 1),
@@ -92,6 +95,11 @@ pub struct JobClassSpec {
     /// the variable. A job that sets what none matches is refused.
     #[serde(default)]
     pub allow: Allowed,
+
+    /// How many jobs of the class may run at once. What is above it waits, in all job namespaces
+    /// together.
+    #[serde(default)]
+    pub concurrency: Concurrency,
 
     /// How long things may take.
     #[serde(default)]
@@ -205,72 +213,6 @@ fn default_cache_dir() -> String {
 impl Default for Builds {
     fn default() -> Self {
         Self { shell: Shell::default(), builds_dir: default_builds_dir(), cache_dir: default_cache_dir() }
-    }
-}
-
-/// How long things may take, in seconds.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Timeouts {
-    /// Longest a job may take, from its request to its end. The job's own timeout applies where it
-    /// is smaller. At least ten minutes, as for GitLab's maximum job timeout.
-    #[serde(default = "default_job_seconds")]
-    #[schemars(range(min = 600, max = 31_536_000))]
-    pub job_seconds: i64,
-
-    /// Longest the pod may take from its creation until its containers run, image pull included.
-    #[serde(default = "default_start_seconds")]
-    #[schemars(range(min = 5, max = 86_400))]
-    pub start_seconds: i64,
-
-    /// Time between SIGTERM and SIGKILL when a stage is stopped. Keep it well below gitlab-runner's
-    /// `graceful_kill_timeout`.
-    #[serde(default = "default_grace_seconds")]
-    #[schemars(range(min = 0, max = 240))]
-    pub termination_grace_seconds: i64,
-
-    /// How long a pod lives without a client before it ends itself: the answer to the death of
-    /// gitlab-runner. After a stage that failed, and that gitlab-runner may therefore try again
-    /// after up to five minutes, at least 330 s.
-    #[serde(default = "default_orphan_seconds")]
-    #[schemars(range(min = 10, max = 86_400))]
-    pub orphan_seconds: i64,
-
-    /// How long a finished CiJob is kept, for `kubectl get cij`.
-    #[serde(default = "default_ttl_seconds")]
-    #[schemars(range(min = 0, max = 31_536_000))]
-    pub ttl_seconds_after_finished: i64,
-}
-
-fn default_job_seconds() -> i64 {
-    86_400
-}
-
-fn default_start_seconds() -> i64 {
-    600
-}
-
-fn default_grace_seconds() -> i64 {
-    10
-}
-
-fn default_orphan_seconds() -> i64 {
-    120
-}
-
-fn default_ttl_seconds() -> i64 {
-    3_600
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            job_seconds: default_job_seconds(),
-            start_seconds: default_start_seconds(),
-            termination_grace_seconds: default_grace_seconds(),
-            orphan_seconds: default_orphan_seconds(),
-            ttl_seconds_after_finished: default_ttl_seconds(),
-        }
     }
 }
 

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// The job waits for the shim to release `spec.hold`.
     Held,
+    /// As many jobs of the class run as may, or as many of the job's project.
+    ConcurrencyLimit,
+    /// A quota of the namespace has no room for the pod.
+    QuotaExceeded,
     /// The pod waits for a node.
     Scheduling,
     /// No node can take the pod now; the scheduler keeps trying.
@@ -20,10 +24,14 @@ pub enum Reason {
     Succeeded,
     /// A script of the job failed.
     ScriptFailed,
+    /// A script of the job ran longer than the class lets it.
+    ScriptTimeout,
     /// The job was canceled, or gitlab-runner ended it before its scripts did.
     Canceled,
     /// The job ran longer than its timeout.
     DeadlineExceeded,
+    /// The job waited for room longer than its class lets it.
+    QueueTimeout,
     /// The job's containers did not start in the time that the class gives them.
     StartTimeout,
     /// The JobClass that the job names does not exist, or there is none for jobs that name none.
@@ -44,7 +52,7 @@ pub enum Reason {
     /// The job's image is on the node but cannot be run: it has no /bin/sh, is for another CPU
     /// architecture, or would run as root where the class forbids it.
     ImageUnusable,
-    /// The cluster refused the pod: quota, admission, validation.
+    /// The cluster refused the pod: admission, validation, missing rights.
     PodRejected,
     /// A container of the pod could not be created.
     ContainerCreateFailed,
@@ -79,14 +87,18 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Held => "Held",
+            Self::ConcurrencyLimit => "ConcurrencyLimit",
+            Self::QuotaExceeded => "QuotaExceeded",
             Self::Scheduling => "Scheduling",
             Self::Unschedulable => "Unschedulable",
             Self::Starting => "Starting",
             Self::Running => "Running",
             Self::Succeeded => "Succeeded",
             Self::ScriptFailed => "ScriptFailed",
+            Self::ScriptTimeout => "ScriptTimeout",
             Self::Canceled => "Canceled",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::QueueTimeout => "QueueTimeout",
             Self::StartTimeout => "StartTimeout",
             Self::ClassNotFound => "ClassNotFound",
             Self::ClassInvalid => "ClassInvalid",
@@ -112,6 +124,7 @@ impl Reason {
     pub fn blame(self) -> Blame {
         match self {
             Self::ScriptFailed
+            | Self::ScriptTimeout
             | Self::OverrideRefused
             | Self::NoClassMatches
             | Self::InvalidImageName
@@ -119,6 +132,8 @@ impl Reason {
             | Self::ImageUnusable
             | Self::OutOfMemory => Blame::User,
             Self::Held
+            | Self::ConcurrencyLimit
+            | Self::QuotaExceeded
             | Self::Scheduling
             | Self::Unschedulable
             | Self::Starting
@@ -126,6 +141,7 @@ impl Reason {
             | Self::Succeeded
             | Self::Canceled
             | Self::DeadlineExceeded
+            | Self::QueueTimeout
             | Self::StartTimeout
             | Self::ClassNotFound
             | Self::ClassInvalid

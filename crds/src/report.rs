@@ -41,6 +41,8 @@ pub enum Outcome {
     Succeeded,
     /// A script of the job failed, or the job was refused for what it asked for.
     Failed,
+    /// A script of the job ran longer than the class lets it.
+    TimedOut,
     /// Roadstead or the cluster failed.
     Errored,
     /// gitlab-runner ended the job before its scripts did: it was canceled or ran out of time.

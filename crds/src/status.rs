@@ -62,6 +62,10 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<EffectiveTimeouts>,
 
+    /// Where the job stands in the queue of its class, while it waits for room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueStatus>,
+
     /// Where the time of the start went, in milliseconds since `spec.request.requestedAt`.
     /// The operator's steps are by its own clock, so a skew between its node and the runner's shows in them.
     #[serde(default)]
@@ -80,10 +84,33 @@ pub struct CiJobStatus {
     pub duration: Option<String>,
 }
 
+/// Where a job stands in the queue of its class. To keep the number of writes small, positions up
+/// to 5 are exact and greater ones rounded up to 10, 20, 50, 100 and so on, and the other numbers
+/// are those of the moment at which the position was written.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueStatus {
+    /// Since when the job waits, by the operator's clock.
+    pub since: MicroTime,
+    /// Its position, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<i32>,
+    /// How many jobs waited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<i32>,
+    /// How many jobs ran: of the class, or of the class and project where that is the limit that
+    /// holds the job up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<i32>,
+    /// How many of them may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<i32>,
+}
+
 /// Where a job is.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Waits for room.
+    /// Waits for room, or for its class.
     Queued,
     /// May run; its pod is about to be created.
     Admitted,
@@ -232,14 +259,27 @@ pub enum OverrideOutcome {
 pub struct EffectiveTimeouts {
     /// The whole job: the smaller of the request's and the class's.
     pub job_seconds: i64,
+    /// Waiting for room.
+    #[serde(default = "default_queue_seconds")]
+    pub queue_seconds: i64,
     /// From the pod's creation to the start of its containers.
     pub start_seconds: i64,
+    /// The job's scripts, `before_script` and `script` together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script_seconds: Option<i64>,
+    /// `after_script`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_script_seconds: Option<i64>,
     /// From SIGTERM to SIGKILL when a stage is stopped.
     pub termination_grace_seconds: i64,
     /// How long the pod lives without a client.
     pub orphan_seconds: i64,
     /// How long the finished CiJob is kept.
     pub ttl_seconds_after_finished: i64,
+}
+
+fn default_queue_seconds() -> i64 {
+    crate::jobclass::DEFAULT_QUEUE_SECONDS
 }
 
 /// Milliseconds from the request to each step of the start.
@@ -249,6 +289,9 @@ pub struct StartBreakdown {
     /// The operator admitted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admitted_ms: Option<i64>,
+    /// There was room for the job, which had waited for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_ms: Option<i64>,
     /// The API server accepted the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_created_ms: Option<i64>,

@@ -40,8 +40,7 @@ impl CallError {
         matches!(self, Self::Refused(status) if status.is_conflict())
     }
 
-    /// The server's words where it judged the object itself and will judge it so again: quota,
-    /// admission, validation, missing rights.
+    /// The server's words where it judged the object itself: quota, admission, validation, missing rights.
     pub fn rejection(&self) -> Option<&str> {
         match self {
             Self::Refused(status) => {
@@ -51,6 +50,11 @@ impl CallError {
             }
             Self::Silence(_) | Self::Transport(_) => None,
         }
+    }
+
+    /// A quota has no room for the object now. The API server has no code of its own for that.
+    pub fn is_quota(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code == 403 && status.message.contains("exceeded quota:"))
     }
 
     /// How long the server asks to be left alone.

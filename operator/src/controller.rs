@@ -16,7 +16,7 @@ use kube::runtime::{Config, applier};
 use kube::{Api, Client};
 use roadstead_crds::{CiJob, Phase, Reason};
 use thiserror::Error;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tracing::Instrument as _;
 
 use crate::backoff::{Backoffs, Random};
@@ -24,10 +24,12 @@ use crate::classes::Classes;
 use crate::job::apply::{Applied, ApplyError, Writer};
 use crate::job::memory::Memory;
 use crate::job::observe::{ObserveError, Sources, observe};
-use crate::job::plan::plan;
+use crate::job::plan::{Action as Step, plan};
+use crate::job::status::waits_for_room;
 use crate::job::{Identity, named_by};
 use crate::journal::Journal;
 use crate::policy::{Images, select};
+use crate::queues::{Member, Queues};
 use crate::telemetry::{Metrics, Outcome};
 use crate::{chain, watch};
 
@@ -97,6 +99,9 @@ pub struct Controller {
     pods: Store<Pod>,
     pods_writer: reflector::store::Writer<Pod>,
     class_changes: broadcast::Receiver<String>,
+    memory: Arc<Memory>,
+    wake: mpsc::UnboundedSender<ObjectRef<CiJob>>,
+    woken: mpsc::UnboundedReceiver<ObjectRef<CiJob>>,
 }
 
 /// What a reconcile needs.
@@ -112,7 +117,19 @@ impl Controller {
     pub fn new(shared: Shared, namespace: String, class_changes: broadcast::Receiver<String>) -> Self {
         let (jobs, jobs_writer) = reflector::store();
         let (pods, pods_writer) = reflector::store();
-        Self { shared, namespace, jobs, jobs_writer, pods, pods_writer, class_changes }
+        let (wake, woken) = mpsc::unbounded_channel();
+        let memory = Arc::default();
+        Self { shared, namespace, jobs, jobs_writer, pods, pods_writer, class_changes, memory, wake, woken }
+    }
+
+    /// The namespace as the queues see it.
+    pub fn member(&self) -> Member {
+        Member {
+            namespace: self.namespace.clone(),
+            jobs: self.jobs.clone(),
+            memory: Arc::clone(&self.memory),
+            wake: self.wake.clone(),
+        }
     }
 
     /// The namespace's CiJobs.
@@ -126,10 +143,15 @@ impl Controller {
     }
 
     /// Reconciles until `stop` comes, then finishes what it is at.
-    pub async fn run(self, concurrency: u16, stop: impl Future<Output = ()> + Send + 'static) {
-        let Self { shared, namespace, jobs, jobs_writer, pods, pods_writer, class_changes } = self;
+    pub async fn run(
+        self,
+        queues: Arc<Queues>,
+        concurrency: u16,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let Self { shared, namespace, jobs, jobs_writer, pods, pods_writer, .. } = self;
+        let Self { class_changes, memory, woken, .. } = self;
         let Shared { client, metrics, random, .. } = shared.clone();
-        let memory = Arc::new(Memory::default());
         let backoffs = Arc::new(Backoffs::new(random));
         let api = Api::namespaced(client.clone(), &namespace);
         let context = Arc::new(Context {
@@ -138,6 +160,7 @@ impl Controller {
                 classes: Arc::clone(&shared.classes),
                 api: api.clone(),
                 memory: Arc::clone(&memory),
+                queues: Arc::clone(&queues),
             },
             writer: Writer {
                 jobs: Api::namespaced(client.clone(), &namespace),
@@ -153,11 +176,14 @@ impl Controller {
         let job_events =
             watch::objects(Api::namespaced(client, &namespace), "cijobs", metrics.clone(), random);
         let pod_events = watch::pods(api, metrics, random);
+        let job_events = watch::cached(jobs_writer, job_events);
+        let pod_events = watch::cached(pods_writer, pod_events);
+        let known = Known { jobs: jobs.clone(), memory, backoffs, queues };
         let triggers = stream::select_all([
-            by_job(watch::cached(jobs_writer, job_events), jobs.clone(), Arc::clone(&memory), backoffs)
-                .boxed(),
-            by_pod(watch::cached(pods_writer, pod_events), jobs.clone(), memory).boxed(),
+            by_job(job_events, known.clone()).boxed(),
+            by_pod(pod_events, known).boxed(),
             by_class(class_changes, jobs.clone()).boxed(),
+            stream::unfold(woken, async |mut woken| woken.recv().await.map(|job| (job, woken))).boxed(),
         ]);
         let queue = triggers.map(|job| Ok::<_, Infallible>(ReconcileRequest::from(job))).take_until(stop);
         let mut results = pin!(applier(
@@ -189,21 +215,33 @@ fn all(jobs: &Store<CiJob>) -> impl Stream<Item = ObjectRef<CiJob>> + use<> {
     stream::iter(jobs.state()).map(|job| ObjectRef::from_obj(&*job))
 }
 
+/// What events are looked up in, and who is told of them.
+#[derive(Clone)]
+struct Known {
+    jobs: Store<CiJob>,
+    memory: Arc<Memory>,
+    backoffs: Arc<Backoffs>,
+    queues: Arc<Queues>,
+}
+
 /// A job for each change of it, and all of them after a list: a list goes into the cache as a
 /// whole at its end, and says nothing of what is no more.
 fn by_job(
     events: impl Stream<Item = Event<CiJob>> + Send + 'static,
-    jobs: Store<CiJob>,
-    memory: Arc<Memory>,
-    backoffs: Arc<Backoffs>,
+    known: Known,
 ) -> impl Stream<Item = ObjectRef<CiJob>> + Send {
+    let Known { jobs, memory, backoffs, queues } = known;
     events.flat_map(move |event| -> Triggers {
         match event {
-            Event::Apply(job) => stream::iter([ObjectRef::from_obj(&job)]).boxed(),
+            Event::Apply(job) => {
+                queues.changed(&job, Timestamp::now());
+                stream::iter([ObjectRef::from_obj(&job)]).boxed()
+            }
             Event::Delete(job) => {
                 let uid = job.metadata.uid.as_deref().unwrap_or_default();
                 memory.forget(uid);
                 backoffs.reset(uid);
+                queues.changed(&job, Timestamp::now());
                 stream::empty().boxed()
             }
             Event::Init | Event::InitApply(_) => stream::empty().boxed(),
@@ -211,6 +249,7 @@ fn by_job(
                 let known = jobs.state();
                 let exists = |uid: &str| known.iter().any(|job| job.metadata.uid.as_deref() == Some(uid));
                 memory.retain(exists);
+                queues.listed();
                 all(&jobs).boxed()
             }
         }
@@ -220,14 +259,20 @@ fn by_job(
 /// The job of each pod that changes, and all jobs after a list.
 fn by_pod(
     events: impl Stream<Item = Event<Pod>> + Send + 'static,
-    jobs: Store<CiJob>,
-    memory: Arc<Memory>,
+    known: Known,
 ) -> impl Stream<Item = ObjectRef<CiJob>> + Send {
+    let Known { jobs, memory, queues, .. } = known;
     events.flat_map(move |event| -> Triggers {
+        let ended = matches!(event, Event::Delete(_));
         match event {
             Event::Apply(pod) | Event::Delete(pod) => {
                 memory.saw(&pod);
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                // A quota counts pods until they have ended, and some of it until they are gone.
+                if ended || matches!(phase, Some("Succeeded" | "Failed")) {
+                    queues.freed(namespace, Timestamp::now());
+                }
                 stream::iter(named_by(&pod).map(|name| ObjectRef::new(name).within(namespace))).boxed()
             }
             Event::Init | Event::InitApply(_) => stream::empty().boxed(),
@@ -253,9 +298,12 @@ fn by_class(
     })
 }
 
-/// Whether the job waits for this class, or for any that takes it; `None`: for some class.
+/// Whether the job waits for this class or for room in it, or for any class that takes it; `None`: for some class.
 fn awaits(job: &CiJob, name: Option<&str>) -> bool {
     let status = job.status.as_ref();
+    if let Some(status) = status.filter(|status| waits_for_room(status)) {
+        return name.is_none_or(|name| status.class.as_deref() == Some(name));
+    }
     let waits = status.is_some_and(|status| {
         status.reason == Some(Reason::ClassNotFound) && !status.phase.is_some_and(Phase::is_final)
     });
@@ -277,7 +325,7 @@ async fn timed(job: Arc<CiJob>, identity: Identity, context: Arc<Context>) -> Re
     let uid = identity.uid.clone();
     let result = once(job, identity, &context).await;
     let (outcome, action) = match result {
-        Ok((Applied::Done, wait)) => {
+        Ok((Applied::Done | Applied::Queued, wait)) => {
             context.backoffs.reset(&uid);
             (Outcome::Done, Ok(wait.map_or_else(Action::await_change, Action::requeue)))
         }
@@ -304,19 +352,30 @@ async fn once(
     identity: Identity,
     context: &Context,
 ) -> Result<(Applied, Option<Duration>), ReconcileError> {
-    let Sources { pods, classes, .. } = &context.sources;
+    let Sources { pods, classes, queues, .. } = &context.sources;
     // A cache that is not filled yet would look like a cluster without pods and classes.
     pods.wait_until_ready().await.map_err(|_| ReconcileError::Stopping)?;
     classes.wait_until_ready().await.map_err(|_| ReconcileError::Stopping)?;
-    let observed = observe(&context.sources, identity, job)
+    let now = Timestamp::now();
+    let observed = observe(&context.sources, identity, job, now)
         .await
         .map_err(|source| ReconcileError::Observe { source })?;
-    let plan = plan(&observed, &context.shared.images, Timestamp::now());
+    let plan = plan(&observed, &context.shared.images, now);
     plan.faults.iter().cloned().for_each(|fault| classes.found(fault));
     let wait = plan.requeue;
     tracing::debug!(why = ?plan.why, actions = plan.actions.len(), wait_seconds = wait.map(|wait| wait.as_secs()), "planned");
+    let class = plan.status.class.clone().unwrap_or_default();
+    let creates = plan.actions.iter().any(|action| matches!(action, Step::CreatePod(_)));
     let applied =
         context.writer.apply(&observed, plan).await.map_err(|source| ReconcileError::Apply { source })?;
+    // After an error nobody knows what was written: the place stays promised until the next look.
+    queues.settle(&observed.identity.uid);
+    let namespace = &observed.identity.namespace;
+    match applied {
+        Applied::Queued => queues.refused(namespace, &class, Timestamp::now()),
+        Applied::Done if creates => queues.created(namespace, &class),
+        Applied::Done | Applied::LookAgain | Applied::Gone => {}
+    }
     Ok((applied, wait))
 }
 

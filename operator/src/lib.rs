@@ -16,6 +16,7 @@ pub mod job;
 pub mod journal;
 pub mod lead;
 pub mod policy;
+pub mod queues;
 pub mod requests;
 pub mod run;
 pub mod telemetry;

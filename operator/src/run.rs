@@ -29,6 +29,7 @@ use crate::http::{self, Cache, Health};
 use crate::journal::{Journal, write_events};
 use crate::lead::{Candidate, Election, Leadership, Loss, Tenure, Terms};
 use crate::policy::Images;
+use crate::queues::Queues;
 use crate::telemetry::{JobCounts, LeaderGauge, Metrics};
 use crate::watch;
 
@@ -159,20 +160,29 @@ fn prepare(
         metrics: metrics.clone(),
         random: fastrand::f64,
     };
+    let mut controllers = vec![];
     for namespace in cli.job_namespaces.iter().collect::<BTreeSet<_>>() {
         let controller = Controller::new(shared.clone(), namespace.clone(), class_changed.subscribe());
         caches.push(Cache::new(format!("cijobs in {namespace}"), controller.jobs()));
         caches.push(Cache::new(format!("pods in {namespace}"), controller.pods()));
         counts.stores.push((namespace.clone(), controller.jobs()));
         tracing::info!(namespace, "for the CiJobs of this namespace");
-        let run = controller.run(cli.concurrency, told(stopped.clone()));
+        controllers.push((namespace, controller));
+    }
+    let members = controllers.iter().map(|(_, controller)| controller.member()).collect();
+    let queues = Queues::new(members, Arc::clone(&classes), fastrand::f64);
+    for (namespace, controller) in controllers {
+        let run = controller.run(Arc::clone(&queues), cli.concurrency, told(stopped.clone()));
         work.push((format!("the controller of namespace {namespace}"), run.boxed()));
     }
 
     let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics.clone(), fastrand::f64);
     let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
     let class_events = class_events.inspect(move |event| {
-        if let Event::Apply(JobClass { metadata, .. }) | Event::InitApply(JobClass { metadata, .. }) = event {
+        if let Event::Apply(JobClass { metadata, .. })
+        | Event::InitApply(JobClass { metadata, .. })
+        | Event::Delete(JobClass { metadata, .. }) = event
+        {
             // Nobody listening is fine.
             let _ = class_changed.send(metadata.name.clone().unwrap_or_default());
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::wait::await_condition;
-use roadstead_crds::CiJob;
+use roadstead_crds::{CiJob, JobClass, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::Harness;
 use roadstead_e2e::installation::Installation;
@@ -139,6 +139,40 @@ async fn a_stopped_leader_is_followed_and_writes_nothing_when_it_goes_on() -> Re
     let attempt = cijob.status.as_ref().and_then(|status| status.pod.as_ref()).map(|pod| pod.attempt);
     assert_eq!(attempt, Some(1));
     bench.wait_no_pods(spec.id, SOON).await
+}
+
+/// What waits and what runs out goes on where it stood, whoever keeps the clock: nothing of it is in an
+/// operator's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_and_a_queue_survive_the_operator_that_kept_them() -> Result<()> {
+    let _alone = alone().await;
+    let bench = Installation::join().await?;
+    let one_place = |class: &mut JobClass| class.spec.concurrency.max = Some(1);
+    let class = bench.class("disruption-queue", one_place).await?;
+    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
+    let limit = Duration::from_secs(20);
+    let holder = JobSpec::fresh().image(bench.image("busybox")?).timeout(limit);
+    let holder = holder.script(["echo running", "sleep 300"]);
+    let job = harness.start(&holder).await?;
+    job.wait_log("running", DEADLINE).await?;
+    let name = bench.cijob_of(holder.id).await?.metadata.name.context("no name")?;
+    job.kill_runner();
+
+    let next = JobSpec::fresh().image(bench.image("busybox")?).script(["echo made it"]);
+    let waiting = harness.start(&next).await?;
+    waiting.wait_log("Waiting for room", DEADLINE).await?;
+    let leader = operators::leader(&bench).await?;
+    let pod = operators::pod(&bench, &leader).await?;
+    operators::signal(&bench, &pod, "SIGKILL")?;
+
+    let over =
+        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
+    let ended = bench.wait_cijob(&name, "over", limit + LEASE + LOAD + SOON, over).await?;
+    let status = ended.status.context("no status")?;
+    assert_eq!((status.phase, status.reason), (Some(Phase::TimedOut), Some(Reason::DeadlineExceeded)));
+    waiting.finish(DEADLINE).await?.assert_success();
+    bench.wait_no_pods(holder.id, SOON).await?;
+    restarted(&bench, &pod).await.context("the killed operator did not come back")
 }
 
 /// Law: one pod per job, also when two operators take themselves for the leader. The second one is the

@@ -29,9 +29,6 @@ const CREATE_WITHIN: Duration = Duration::from_secs(30);
 /// How long the operator may take to look at it.
 const ADMIT_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a job may wait for room: a little less than gitlab-runner waits for `config`.
-const QUEUE_FOR: Duration = Duration::from_secs(55 * 60);
-
 /// Asks for the pod and returns the text for standard output, and a line for the job log where
 /// there is something to say.
 pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Option<String>), Failure> {
@@ -76,6 +73,7 @@ pub async fn ask(
     let (settings, status) = admitted(cluster, state, job).await?;
     state.shell = Some(settings.shell.as_str().to_owned());
     state.timeouts.clone_from(&status.timeouts);
+    state.class.clone_from(&status.class);
     write(state)?;
     Ok((settings, status))
 }
@@ -128,10 +126,8 @@ async fn admitted(cluster: &Cluster, state: &State, job: CiJob) -> Result<(JobCo
         {
             return decision.map(|settings| (settings, status.clone()));
         }
-        let queued = status.as_ref().is_some_and(|status| status.phase == Some(Phase::Queued));
-        let deadline = begin + if queued { QUEUE_FOR } else { ADMIT_WITHIN };
-        let seen = tokio::time::timeout_at(deadline, watch.next()).await;
-        match seen.map_err(|_| Failure::system(late(queued, blind.as_deref())))? {
+        let seen = tokio::time::timeout_at(begin + ADMIT_WITHIN, watch.next()).await;
+        match seen.map_err(|_| Failure::system(late(status.as_ref(), blind.as_deref())))? {
             Seen::Job(job) => {
                 status = job.status;
                 blind = None;
@@ -154,13 +150,13 @@ fn decide(status: &CiJobStatus) -> Option<Result<JobConfig, Failure>> {
     status.conditions.iter().any(admitted).then(|| status.config.clone()).flatten().map(Ok)
 }
 
-fn late(queued: bool, blind: Option<&str>) -> String {
-    match (blind, queued) {
+fn late(status: Option<&CiJobStatus>, blind: Option<&str>) -> String {
+    let seconds = ADMIT_WITHIN.as_secs();
+    match (blind, status.and_then(|status| status.message.as_deref())) {
         (Some(reason), _) => reason.to_owned(),
-        (None, true) => format!("there was no room for the job for {} min", QUEUE_FOR.as_secs() / 60),
-        (None, false) => format!(
-            "no Roadstead operator has looked at the job for {} s; is it running, and does it watch this namespace?",
-            ADMIT_WITHIN.as_secs()
+        (None, Some(message)) => format!("the job was not admitted within {seconds} s: {message}"),
+        (None, None) => format!(
+            "no Roadstead operator has looked at the job for {seconds} s; is it running, and does it watch this namespace?"
         ),
     }
 }

@@ -61,6 +61,7 @@ fn outcome(end: StageEnd) -> Outcome {
     match end {
         StageEnd::Succeeded => Outcome::Succeeded,
         StageEnd::Failed => Outcome::Failed,
+        StageEnd::TimedOut => Outcome::TimedOut,
         StageEnd::Stopped => Outcome::Canceled,
         StageEnd::Errored => Outcome::Errored,
     }
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn outcomes() {
-        use StageEnd::{Errored, Failed, Stopped, Succeeded};
+        use StageEnd::{Errored, Failed, Stopped, Succeeded, TimedOut};
         let ok = |name| (name, Succeeded, Some(0));
         for (stages, outcome, code) in [
             (&[ok("get_sources"), ok("build_script")][..], Outcome::Succeeded, None),
@@ -139,6 +140,8 @@ mod tests {
                 Outcome::Errored,
                 None,
             ),
+            (&[("build_script", TimedOut, Some(1)), ok("after_script")], Outcome::TimedOut, Some(1)),
+            (&[ok("build_script"), ("after_script", TimedOut, None)], Outcome::Succeeded, None),
             (&[("build_script", Stopped, Some(1)), ok("after_script")], Outcome::Canceled, Some(1)),
             (
                 &[("build_script", Failed, Some(1)), ("archive_cache", Errored, None)],

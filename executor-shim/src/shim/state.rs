@@ -47,6 +47,9 @@ pub struct State {
     /// Dialect of the scripts.
     #[serde(default)]
     pub shell: Option<String>,
+    /// Name of the job's class.
+    #[serde(default)]
+    pub class: Option<String>,
     /// Timeouts that the operator applied.
     #[serde(default)]
     pub timeouts: Option<EffectiveTimeouts>,
@@ -112,6 +115,8 @@ pub enum StageEnd {
     Succeeded,
     /// Its script failed, or the job is to blame for what went wrong.
     Failed,
+    /// Its script ran longer than its class lets it.
+    TimedOut,
     /// gitlab-runner ended it.
     Stopped,
     /// Roadstead or the cluster is to blame.
@@ -220,6 +225,7 @@ impl State {
             requested_at,
             pod: None,
             shell: None,
+            class: None,
             timeouts: None,
             start: ReportedStart::default(),
             reconnects: 0,

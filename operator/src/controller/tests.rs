@@ -17,6 +17,12 @@ fn job(name: &str, class: Option<&str>, status: Option<(Phase, Reason)>) -> CiJo
     job
 }
 
+fn known(jobs: Store<CiJob>, memory: Arc<Memory>) -> Known {
+    let (classes, _) = Classes::new(reflector::store().0);
+    let backoffs = Arc::new(Backoffs::new(|| 1.0));
+    Known { jobs, memory, backoffs, queues: Queues::new(vec![], classes, || 1.0) }
+}
+
 fn store(jobs: &[CiJob]) -> Store<CiJob> {
     let (store, mut writer) = reflector::store();
     for job in jobs {
@@ -59,19 +65,18 @@ async fn a_class_wakes_only_those_that_wait_for_it() {
 
 #[tokio::test]
 async fn a_list_wakes_all_jobs_at_its_end_and_forgets_those_that_are_gone() {
-    let known = job("a", None, None);
-    let written = Arc::new(known.clone());
+    let existing = job("a", None, None);
+    let written = Arc::new(existing.clone());
     let memory = Arc::new(Memory::default());
     memory.wrote("uid-a", Some("1"), Arc::clone(&written));
     memory.wrote("uid-gone", Some("1"), Arc::clone(&written));
-    let backoffs = Arc::new(Backoffs::new(|| 1.0));
-    let jobs = store(std::slice::from_ref(&known));
-    let begun = vec![Event::Init, Event::InitApply(known.clone())];
-    let woken = by_job(stream::iter(begun), jobs.clone(), Arc::clone(&memory), Arc::clone(&backoffs));
+    let jobs = store(std::slice::from_ref(&existing));
+    let begun = vec![Event::Init, Event::InitApply(existing.clone())];
+    let woken = by_job(stream::iter(begun), known(jobs.clone(), Arc::clone(&memory)));
     assert!(names(woken).await.is_empty(), "the cache is not what the list says yet");
-    let woken = by_job(stream::iter(vec![Event::InitDone]), jobs, Arc::clone(&memory), backoffs);
+    let woken = by_job(stream::iter(vec![Event::InitDone]), known(jobs, Arc::clone(&memory)));
     assert_eq!(names(woken).await, ["a"]);
-    let cached = Arc::new(known);
+    let cached = Arc::new(existing);
     assert!(Arc::ptr_eq(&memory.freshest("uid-a", Arc::clone(&cached)), &written));
     assert!(Arc::ptr_eq(&memory.freshest("uid-gone", Arc::clone(&cached)), &cached));
 }
@@ -82,12 +87,9 @@ async fn a_pod_wakes_the_job_that_it_names() {
     let mut foreign = pod.clone();
     foreign.metadata.labels = None;
     let events = vec![Event::Apply(pod.clone()), Event::Delete(pod), Event::Apply(foreign)];
-    let woken = by_pod(stream::iter(events), store(&[]), Arc::new(Memory::default()));
+    let woken = by_pod(stream::iter(events), known(store(&[]), Arc::default()));
     assert_eq!(names(woken).await, [fixture::JOB, fixture::JOB]);
-    let woken = by_pod(
-        stream::iter(vec![Event::InitDone]),
-        store(&[job("a", None, None)]),
-        Arc::new(Memory::default()),
-    );
+    let woken =
+        by_pod(stream::iter(vec![Event::InitDone]), known(store(&[job("a", None, None)]), Arc::default()));
     assert_eq!(names(woken).await, ["a"], "its pod may have gone while nobody watched");
 }

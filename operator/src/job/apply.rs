@@ -83,6 +83,8 @@ impl ApplyError {
 pub enum Applied {
     /// All of it was done.
     Done,
+    /// A quota refused the pod: the job waits for room.
+    Queued,
     /// Something was not as the plan took it to be: look again, soon.
     LookAgain,
     /// The CiJob does not exist any more.
@@ -117,6 +119,8 @@ enum Created {
     Now(String),
     /// A pod of that name is there already.
     Exists,
+    /// A quota has no room for it, and says so.
+    NoRoom(String),
     /// The cluster will not have it, and says why.
     Rejected(String),
 }
@@ -133,6 +137,7 @@ impl Writer {
             Written::Stale => return Ok(Applied::LookAgain),
             Written::Gone => return Ok(Applied::Gone),
         };
+        let mut applied = Applied::Done;
         for action in plan.actions {
             match action {
                 Action::CreatePod(pod) => {
@@ -140,6 +145,12 @@ impl Writer {
                         Created::Now(uid) => {
                             let mut draft = Draft::of(&job, (self.clock)());
                             draft.pod_exists(&uid);
+                            draft.status
+                        }
+                        Created::NoRoom(words) => {
+                            applied = Applied::Queued;
+                            let mut draft = Draft::of(&job, (self.clock)());
+                            draft.refused_by_quota(identity, &words);
                             draft.status
                         }
                         Created::Rejected(words) => {
@@ -162,7 +173,7 @@ impl Writer {
                 }
             }
         }
-        Ok(Applied::Done)
+        Ok(applied)
     }
 
     /// Writes a status, unless it is what the CiJob has.
@@ -204,6 +215,7 @@ impl Writer {
             }
             Err(error) if error.is_already_exists() => Ok(Created::Exists),
             Err(error) => match error.rejection() {
+                Some(words) if error.is_quota() => Ok(Created::NoRoom(words.to_owned())),
                 Some(words) => Ok(Created::Rejected(words.to_owned())),
                 None => Err(ApplyError::CreatePod {
                     pod: pod.metadata.name.clone().unwrap_or_default(),
@@ -241,8 +253,10 @@ fn exactly(uid: String) -> Preconditions {
 }
 
 fn rejected(words: &str) -> Verdict {
-    let message =
-        format!("the cluster refuses the job's pod (quota, admission or validation): {}", quoted(words));
+    let message = format!(
+        "the cluster refuses the job's pod (admission, validation or missing rights): {}",
+        quoted(words)
+    );
     Verdict::new(Reason::PodRejected, message)
 }
 

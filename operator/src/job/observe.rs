@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::reflector::Store;
@@ -13,8 +14,11 @@ use thiserror::Error;
 use crate::api::{CallError, call};
 use crate::classes::Classes;
 use crate::job::memory::Memory;
-use crate::job::plan::{Current, Observed};
+use crate::job::plan::{Current, Observed, wants_room};
+use crate::job::status::waits_for_room;
 use crate::job::{Identity, named_by};
+use crate::policy::queue::Room;
+use crate::queues::Queues;
 
 /// Why a job could not be observed.
 #[derive(Debug, Error)]
@@ -56,6 +60,8 @@ pub struct Sources {
     pub api: Api<Pod>,
     /// What was written a moment ago.
     pub memory: Arc<Memory>,
+    /// Who may start.
+    pub queues: Arc<Queues>,
 }
 
 /// Observes a job.
@@ -66,6 +72,7 @@ pub async fn observe(
     sources: &Sources,
     identity: Identity,
     cached: Arc<CiJob>,
+    now: Timestamp,
 ) -> Result<Observed, ObserveError> {
     let job = sources.memory.freshest(&identity.uid, cached);
     let recorded = job.status.as_ref().and_then(|status| status.class.as_deref());
@@ -80,7 +87,11 @@ pub async fn observe(
         pods.push(pod);
     }
     let current = current(sources, &identity.uid, &job, &mut pods).await?;
-    Ok(Observed { identity, job, classes, pods, current })
+    let mut observed = Observed { identity, job, classes, pods, current, room: Room::Free };
+    if let Some(class) = wants_room(&observed) {
+        observed.room = sources.queues.ask(&observed.job, &class, now);
+    }
+    Ok(observed)
 }
 
 async fn current(
@@ -99,6 +110,10 @@ async fn current(
     }
     if let Some(pod) = pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&recorded.name)) {
         return Ok(Current::Present { pod: Arc::clone(pod), watched: true });
+    }
+    // Its pod was refused. Should there be one all the same, the watch shows it.
+    if status.is_some_and(waits_for_room) {
+        return Ok(Current::Unknown);
     }
     // A cache that does not have a pod proves nothing, and the answer may end the job.
     let name = &recorded.name;
@@ -150,6 +165,7 @@ mod tests {
             classes: fixture::candidates(),
             pods: vec![],
             current: Current::Unknown,
+            room: Room::Free,
         };
         let status = plan(&observed, &fixture::images(), at(20)).status;
         job.status = Some(CiJobStatus { phase: Some(phase), ..status });
@@ -191,9 +207,10 @@ mod tests {
         classes_writer.apply_watcher_event(&watcher::Event::Apply(fixture::class()));
         let api = Api::namespaced(Client::new(service, fixture::NAMESPACE), fixture::NAMESPACE);
         let (classes, _) = Classes::new(classes);
-        let sources = Sources { pods, classes, api, memory: Arc::new(memory) };
+        let queues = Queues::new(vec![], Arc::clone(&classes), || 1.0);
+        let sources = Sources { pods, classes, api, memory: Arc::new(memory), queues };
         let identity = Identity::of(&job).unwrap();
-        let observed = observe(&sources, identity, Arc::new(job)).await;
+        let observed = observe(&sources, identity, Arc::new(job), at(20)).await;
         drop(sources);
         server.await.unwrap();
         observed

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use roadstead_crds::jobclass::Timeouts;
 use roadstead_crds::status::{PodStatus, condition};
-use roadstead_crds::{CiJob, CiJobStatus, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 
 use crate::job::Identity;
 use crate::job::inspect::{self, Inspection, Setting};
@@ -16,6 +16,7 @@ use crate::job::pod::{self, Order};
 use crate::job::status::{self, Draft};
 use crate::policy::class::{self, Terms};
 use crate::policy::matching::Subject;
+use crate::policy::queue::{Room, Wait};
 use crate::policy::select::{self, Candidate, Choice, Fault, Selection};
 use crate::policy::timeouts;
 use crate::policy::verdict::{self, Case, PodEnd, Verdict};
@@ -34,6 +35,8 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     /// The pod whose name the status records.
     pub current: Current,
+    /// Whether there is room for the pod that [`wants_room`] tells of.
+    pub room: Room,
 }
 
 /// What is known of the pod whose name the status records.
@@ -96,6 +99,8 @@ pub enum Why {
     AwaitingClass,
     /// The shim holds the pod back.
     Held,
+    /// There is no room for the job.
+    Queued,
     /// The job needs its first pod.
     NewPod,
     /// The pod that was named was never created.
@@ -138,6 +143,33 @@ pub fn plan(observed: &Observed, images: &Images, now: Timestamp) -> Plan {
     match planner.draft.status.phase {
         Some(phase) if phase.is_final() => planner.after_the_end(),
         _ => planner.before_the_end(),
+    }
+}
+
+/// The class in which the job needs room for a pod, if it is about to get one.
+pub fn wants_room(observed: &Observed) -> Option<Arc<Candidate>> {
+    let Observed { identity, job, classes, current, .. } = observed;
+    if job.metadata.deletion_timestamp.is_some() || job.spec.hold || job.spec.report.is_some() {
+        return None;
+    }
+    let status = job.status.as_ref();
+    if status.and_then(|status| status.phase).is_some_and(Phase::is_final) {
+        return None;
+    }
+    // Who has a name for a pod has room, unless the pod was refused.
+    let named = status.is_some_and(|status| status.pod.is_some() && !status::waits_for_room(status));
+    if named || matches!(current, Current::Present { .. }) {
+        return None;
+    }
+    let admitted = status.filter(|status| status::is_true(status, condition::ADMITTED));
+    if let Some(class) = admitted.and_then(|status| status.class.as_deref()) {
+        return classes.iter().find(|candidate| candidate.name() == class).cloned();
+    }
+    let subject = Subject { request: &job.spec.request, namespace: &identity.namespace };
+    // What fails on the way is told by the plan.
+    match select::select(subject, classes, &mut vec![]) {
+        Selection::Chosen(choice) => Some(choice.class),
+        Selection::Missing(_) | Selection::Refused(_) => None,
     }
 }
 
@@ -215,6 +247,8 @@ impl<'a> Planner<'a> {
         let why = match (&self.draft.status.pod, current) {
             (None, _) => Why::NewPod,
             (Some(_), Current::Absent) => Why::LostPod,
+            // It was refused, so there is none.
+            (Some(_), Current::Unknown) if self.draft.waits_for_room() => Why::NewPod,
             (Some(_), Current::Unknown | Current::Unborn | Current::Present { .. }) => {
                 return Ok((Why::Unsure, None));
             }
@@ -234,6 +268,17 @@ impl<'a> Planner<'a> {
         if job.spec.hold {
             self.draft.hold();
             return Ok((Why::Held, None));
+        }
+        match &self.observed.room {
+            Room::Free => {}
+            Room::Taken(wait) => {
+                self.draft.wait_for_room(identity, wait);
+                return Ok((Why::Queued, None));
+            }
+            Room::Unknown => {
+                self.draft.wait_for_knowledge();
+                return Ok((Why::Queued, None));
+            }
         }
         self.draft.name_pod(next);
         Ok((why, Some(pod)))
@@ -275,17 +320,34 @@ impl<'a> Planner<'a> {
             job_seconds,
             orphan_seconds: status.timeouts.as_ref().map_or(0, |timeouts| timeouts.orphan_seconds),
             client: if request.is_by_hand() { "whoever runs the job by hand" } else { "gitlab-runner" },
-            late: self.start_deadline().filter(|deadline| self.now >= *deadline).map(|_| {
-                let seconds = status.timeouts.as_ref().map_or(0, |timeouts| timeouts.start_seconds);
-                let last = status.message.as_deref().unwrap_or_default();
-                format!(
-                    "the job did not start within the {seconds} s that JobClass \"{class}\" gives it (`timeouts.startSeconds`). \
-                     It stood there: {last}"
-                )
-            }),
+            late: self.late(),
             place: &self.place(),
             class,
         })
+    }
+
+    /// The verdict on a job that waited too long, for room or for its containers.
+    fn late(&self) -> Option<Verdict> {
+        let status = &self.draft.status;
+        let timeouts = status.timeouts.as_ref()?;
+        let class = status.class.as_deref().unwrap_or_default();
+        let last = status.message.as_deref().unwrap_or_default();
+        let up = |deadline: &Timestamp| self.now >= *deadline;
+        if self.queue_deadline().as_ref().is_some_and(up) {
+            let message = format!(
+                "there was no room for the job within the {} s that JobClass \"{class}\" lets it wait (`timeouts.queueSeconds`). \
+                 It stood there: {last}",
+                timeouts.queue_seconds
+            );
+            return Some(Verdict::new(Reason::QueueTimeout, message));
+        }
+        self.start_deadline().filter(up)?;
+        let message = format!(
+            "the job did not start within the {} s that JobClass \"{class}\" gives it (`timeouts.startSeconds`). \
+             It stood there: {last}",
+            timeouts.start_seconds
+        );
+        Some(Verdict::new(Reason::StartTimeout, message))
     }
 
     fn pod_end(&self, seen: Option<&Inspection>) -> Option<PodEnd> {
@@ -340,6 +402,8 @@ impl<'a> Planner<'a> {
         };
         let deadlines: Vec<_> = [
             Some(timeout),
+            self.queue_deadline(),
+            self.quota_retry(),
             self.start_deadline(),
             self.trouble_deadline(),
             again.map(|wait| timeouts::later(self.now, wait)),
@@ -365,15 +429,34 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// By when the containers have to run. `None`: they do, or the job is not admitted.
+    /// By when there has to be room. `None`: the job does not wait for any.
+    fn queue_deadline(&self) -> Option<Timestamp> {
+        let status = &self.draft.status;
+        let queue = status.queue.as_ref().filter(|_| self.draft.waits_for_room())?;
+        Some(timeouts::after(queue.since.0, status.timeouts.as_ref()?.queue_seconds))
+    }
+
+    /// When it is the job's turn to find out whether a quota has room again.
+    fn quota_retry(&self) -> Option<Timestamp> {
+        match &self.observed.room {
+            Room::Taken(Wait { retry, .. }) if self.draft.waits_for_room() => *retry,
+            Room::Taken(_) | Room::Free | Room::Unknown => None,
+        }
+    }
+
+    /// By when the containers have to run. `None`: they do, or the job is not admitted or waits for
+    /// room.
     fn start_deadline(&self) -> Option<Timestamp> {
         let status = &self.draft.status;
-        if status.started_at.is_some() || !self.draft.is_admitted() {
+        if status.started_at.is_some() || !self.draft.is_admitted() || self.draft.waits_for_room() {
             return None;
         }
         let created =
             self.our_pod().and_then(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| time.0);
-        let since = created.or_else(|| status::since(status, condition::ADMITTED))?;
+        let room = status.start.room_ms.map(|after| {
+            timeouts::later(self.observed.job.spec.request.requested_at.0, SignedDuration::from_millis(after))
+        });
+        let since = created.or(room).or_else(|| status::since(status, condition::ADMITTED))?;
         Some(timeouts::after(since, status.timeouts.as_ref()?.start_seconds))
     }
 
@@ -437,5 +520,7 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod room;
 #[cfg(test)]
 mod tests;

@@ -4,14 +4,15 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use roadstead_crds::names::pod_name;
-use roadstead_crds::status::{PodStatus, StartBreakdown, condition};
+use roadstead_crds::status::{PodStatus, QueueStatus, StartBreakdown, condition};
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 
 use crate::job::Identity;
 use crate::job::inspect::Inspection;
 use crate::policy::class::Terms;
+use crate::policy::queue::{self, Wait};
 use crate::policy::verdict::Verdict;
-use crate::policy::words::{sentence, span};
+use crate::policy::words::{quoted, sentence, span};
 
 /// A status on its way: whose it is and what time it is.
 #[derive(Clone, Debug)]
@@ -57,6 +58,67 @@ impl<'a> Draft<'a> {
         self.stand(Phase::Admitted, Reason::Held, "The job waits for its credentials to be stored.");
     }
 
+    /// Whether the job waits for room.
+    pub fn waits_for_room(&self) -> bool {
+        waits_for_room(&self.status)
+    }
+
+    /// The job waits for room in its class.
+    pub fn wait_for_room(&mut self, identity: &Identity, wait: &Wait) {
+        if wait.is_told(&self.status) {
+            return;
+        }
+        let class = self.status.class.as_deref().unwrap_or_default();
+        let refused = self.waits_for_room() && self.status.reason == Some(Reason::QuotaExceeded);
+        // A quota's own words say more.
+        if !(refused && wait.reason() == Reason::QuotaExceeded) {
+            let project = &self.job.spec.request.project.path;
+            let message = sentence(&wait.sentence(class, project, &identity.namespace));
+            self.stand(Phase::Queued, wait.reason(), &message);
+        }
+        let number = |number: usize| Some(i32::try_from(number).unwrap_or(i32::MAX));
+        let queue = self.queue();
+        queue.position = number(queue::shown(wait.position));
+        queue.of = number(wait.of);
+        queue.max = wait.max.and_then(|max| i32::try_from(max).ok());
+        queue.running = wait.max.and_then(|_| number(wait.running));
+    }
+
+    /// Whether there is room for the job is not known yet.
+    pub fn wait_for_knowledge(&mut self) {
+        if self.waits_for_room() {
+            return;
+        }
+        self.stand(
+            Phase::Queued,
+            Reason::ConcurrencyLimit,
+            "The operator has just begun and finds out which jobs run.",
+        );
+        self.queue();
+    }
+
+    /// A quota refused the job's pod, in these words.
+    pub fn refused_by_quota(&mut self, identity: &Identity, words: &str) {
+        let message = format!(
+            "A quota of namespace \"{}\" has no room for the job's pod: {}",
+            identity.namespace,
+            quoted(words)
+        );
+        self.stand(Phase::Queued, Reason::QuotaExceeded, &sentence(&message));
+        self.queue();
+    }
+
+    fn queue(&mut self) -> &mut QueueStatus {
+        let now = self.now;
+        self.status.queue.get_or_insert(QueueStatus {
+            since: MicroTime(now),
+            position: None,
+            of: None,
+            running: None,
+            max: None,
+        })
+    }
+
     /// What the job's next pod is called. No number comes twice.
     pub fn next_pod(&self, identity: &Identity) -> PodStatus {
         let attempt = self.status.pod.as_ref().map_or(0, |pod| pod.attempt).saturating_add(1);
@@ -67,6 +129,9 @@ impl<'a> Draft<'a> {
     pub fn name_pod(&mut self, pod: PodStatus) {
         self.stand(Phase::Admitted, Reason::Scheduling, "The job's pod is being created.");
         self.status.pod = Some(pod);
+        if self.status.queue.is_some() {
+            self.status.start.room_ms = Some(self.elapsed());
+        }
     }
 
     /// The API server has the pod, under this UID.
@@ -76,6 +141,7 @@ impl<'a> Draft<'a> {
             pod.uid = Some(uid.to_owned());
             self.stand(Phase::Starting, Reason::Scheduling, "The job's pod waits for a node.");
         }
+        self.status.queue = None;
         let elapsed = self.elapsed();
         self.start(|start| &mut start.pod_created_ms, elapsed);
     }
@@ -133,6 +199,7 @@ impl<'a> Draft<'a> {
     pub fn finish(&mut self, verdict: &Verdict) {
         self.stand(verdict.phase(), verdict.reason, &verdict.message);
         self.condition(condition::FINISHED, Value::True, verdict.reason, &verdict.message);
+        self.status.queue = None;
         self.status.finished_at.get_or_insert(MicroTime(self.now));
         self.status.duration = Some(span(self.elapsed() / 1000));
         if let Some(report) = &self.job.spec.report {
@@ -194,6 +261,11 @@ impl Value {
             Self::False => "False",
         }
     }
+}
+
+/// Whether the job waits for room, and has no pod.
+pub fn waits_for_room(status: &CiJobStatus) -> bool {
+    status.phase == Some(Phase::Queued) && status.queue.is_some()
 }
 
 /// Whether a condition holds.

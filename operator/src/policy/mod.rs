@@ -8,6 +8,7 @@ pub mod matching;
 pub mod overrides;
 pub mod pattern;
 pub mod placement;
+pub mod queue;
 pub mod resources;
 pub mod select;
 pub mod start;

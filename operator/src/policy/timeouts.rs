@@ -24,7 +24,10 @@ pub fn effective(request: &JobRequest, class: &Timeouts) -> EffectiveTimeouts {
     let job_seconds = request.timeout_seconds.min(class.job_seconds);
     EffectiveTimeouts {
         job_seconds,
+        queue_seconds: class.queue_seconds,
         start_seconds: class.start_seconds,
+        script_seconds: class.script_seconds,
+        after_script_seconds: class.after_script_seconds,
         termination_grace_seconds: class.termination_grace_seconds,
         orphan_seconds: request.keep_seconds.map_or(class.orphan_seconds, |keep| keep.min(job_seconds)),
         ttl_seconds_after_finished: class.ttl_seconds_after_finished,

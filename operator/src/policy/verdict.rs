@@ -38,7 +38,7 @@ impl Verdict {
         match (self.reason, self.reason.blame()) {
             (Reason::Succeeded, _) => Phase::Succeeded,
             (Reason::Canceled, _) => Phase::Canceled,
-            (Reason::DeadlineExceeded, _) => Phase::TimedOut,
+            (Reason::DeadlineExceeded | Reason::QueueTimeout | Reason::ScriptTimeout, _) => Phase::TimedOut,
             (_, Blame::User) => Phase::Failed,
             (_, Blame::System) => Phase::Errored,
         }
@@ -100,8 +100,8 @@ pub struct Case<'a> {
     pub orphan_seconds: i64,
     /// Who the client is, in words.
     pub client: &'a str,
-    /// Why the job did not start in time, if it did not.
-    pub late: Option<String>,
+    /// The verdict on a job that did not start in time, if it did not.
+    pub late: Option<Verdict>,
     /// Where the pod is or was: `pod "x" on node "y"`.
     pub place: &'a str,
     /// The job's class.
@@ -112,8 +112,9 @@ pub struct Case<'a> {
 pub fn verdict(case: &Case<'_>) -> Option<Verdict> {
     let report = case.report.map(|report| reported(report, case));
     let report_stands = case.report.is_some_and(|report| match (report.outcome, &case.pod) {
-        (Outcome::Succeeded, _) | (Outcome::Failed | Outcome::Canceled, Some(PodEnd::ClientLost)) => true,
-        (Outcome::Failed | Outcome::Canceled | Outcome::Errored, _) => false,
+        (Outcome::Succeeded, _)
+        | (Outcome::Failed | Outcome::TimedOut | Outcome::Canceled, Some(PodEnd::ClientLost)) => true,
+        (Outcome::Failed | Outcome::TimedOut | Outcome::Canceled | Outcome::Errored, _) => false,
     });
     let observed = case.pod.as_ref().filter(|_| !report_stands).map(|end| observed(end, case));
     observed.or(report).or_else(|| silent(case))
@@ -194,6 +195,10 @@ fn reported(report: &JobReport, case: &Case<'_>) -> Verdict {
             };
             Verdict::new(Reason::ScriptFailed, words.unwrap_or(plain))
         }
+        Outcome::TimedOut => {
+            let plain = format!("a script of the job ran longer than JobClass \"{}\" lets it", case.class);
+            Verdict::new(Reason::ScriptTimeout, words.unwrap_or(plain))
+        }
         Outcome::Errored => Verdict::new(
             Reason::SystemFailure,
             words.as_deref().unwrap_or("the executor shim failed to run the job"),
@@ -211,7 +216,7 @@ fn silent(case: &Case<'_>) -> Option<Verdict> {
     if case.clock == Clock::Up {
         return Some(out_of_time(case));
     }
-    case.late.as_ref().map(|why| Verdict::new(Reason::StartTimeout, why))
+    case.late.clone()
 }
 
 fn out_of_time(case: &Case<'_>) -> Verdict {
@@ -267,7 +272,7 @@ mod tests {
 
     #[test]
     fn observation_then_report_then_silence() {
-        use Outcome::{Canceled, Errored, Failed, Succeeded};
+        use Outcome::{Canceled, Errored, Failed, Succeeded, TimedOut};
         let evicted = || PodEnd::Evicted("disk pressure".to_owned());
         let ended = || PodEnd::Terminated { container: "helper".to_owned(), how: "exit code 137".to_owned() };
         let gone = || PodEnd::Gone { disrupted: false };
@@ -275,6 +280,8 @@ mod tests {
             // The report speaks where the pod is well.
             (None, Some(Succeeded), Clock::InTime, Some(Reason::Succeeded)),
             (None, Some(Failed), Clock::InTime, Some(Reason::ScriptFailed)),
+            (None, Some(TimedOut), Clock::InTime, Some(Reason::ScriptTimeout)),
+            (Some(oom()), Some(TimedOut), Clock::InTime, Some(Reason::OutOfMemory)),
             (None, Some(Errored), Clock::InTime, Some(Reason::SystemFailure)),
             (None, Some(Canceled), Clock::InTime, Some(Reason::Canceled)),
             // What happened to the pod explains a failure better than the failure does.
@@ -330,7 +337,7 @@ mod tests {
     #[test]
     fn a_job_that_does_not_start_ends() {
         let mut late = case(None, None, Clock::InTime);
-        late.late = Some("its containers did not start".to_owned());
+        late.late = Some(Verdict::new(Reason::StartTimeout, "its containers did not start"));
         let ended = verdict(&late).unwrap();
         assert_eq!(ended.reason, Reason::StartTimeout);
         assert_eq!(ended.message, "Its containers did not start.");
@@ -347,6 +354,8 @@ mod tests {
             (Reason::ImageUnusable, Phase::Failed),
             (Reason::Canceled, Phase::Canceled),
             (Reason::DeadlineExceeded, Phase::TimedOut),
+            (Reason::QueueTimeout, Phase::TimedOut),
+            (Reason::ScriptTimeout, Phase::TimedOut),
             (Reason::StartTimeout, Phase::Errored),
             (Reason::ClientLost, Phase::Errored),
         ] {

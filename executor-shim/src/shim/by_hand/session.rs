@@ -245,7 +245,10 @@ mod tests {
         let mut state = State::new("jobs".into(), JOB.into(), Timestamp::UNIX_EPOCH);
         state.timeouts = Some(EffectiveTimeouts {
             job_seconds: 3600,
+            queue_seconds: 3300,
             start_seconds: 600,
+            script_seconds: None,
+            after_script_seconds: None,
             termination_grace_seconds: 10,
             orphan_seconds: 600,
             ttl_seconds_after_finished: 3600,

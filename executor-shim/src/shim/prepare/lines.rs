@@ -1,5 +1,6 @@
 //! What `prepare` says in the job log. Pure.
 
+use jiff::Timestamp;
 use roadstead_crds::reason::Reason;
 use roadstead_crds::report::ReportedStart;
 use roadstead_crds::status::StartBreakdown;
@@ -20,7 +21,7 @@ pub struct Lines {
 
 impl Lines {
     /// Lines on what is new in the status of the job.
-    pub fn on(&mut self, job: &str, status: &CiJobStatus) -> Vec<String> {
+    pub fn on(&mut self, job: &str, status: &CiJobStatus, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
         if self.class.is_none()
             && let Some(class) = &status.class
@@ -29,7 +30,7 @@ impl Lines {
             lines.extend(table::lines(class, &status.overrides));
             self.class = Some(class.clone());
         }
-        if let Some(line) = self.waiting(status) {
+        if let Some(line) = self.waiting(status, now) {
             lines.push(line);
         }
         let pod = status.pod.as_ref();
@@ -43,7 +44,7 @@ impl Lines {
     }
 
     /// Why the job does not run yet, where that is more than the usual second.
-    fn waiting(&mut self, status: &CiJobStatus) -> Option<String> {
+    fn waiting(&mut self, status: &CiJobStatus, now: Timestamp) -> Option<String> {
         let telling = match status.phase {
             Some(Phase::Queued) => true,
             Some(Phase::Admitted | Phase::Starting) => {
@@ -56,6 +57,10 @@ impl Lines {
             return None;
         }
         self.message = Some(message.clone());
+        if let Some(queue) = &status.queue {
+            let seconds = now.duration_since(queue.since.0).as_secs().max(0);
+            return Some(format!("Waiting for room for {seconds} s: {message}"));
+        }
         Some(match status.reason {
             Some(Reason::Unschedulable) => format!("Waiting for a node: {message}"),
             _ => message.clone(),
@@ -67,6 +72,7 @@ impl Lines {
 pub fn ready(total_ms: i64, operator: &StartBreakdown, shim: &ReportedStart) -> String {
     let steps = [
         ("admitted", operator.admitted_ms),
+        ("room", operator.room_ms),
         ("pod created", operator.pod_created_ms),
         ("on a node", operator.bound_ms),
         ("helper", shim.helper_ms),
@@ -111,8 +117,9 @@ pub fn tools(image: Option<&str>, helper: &Tools, build: &Tools) -> Result<Vec<S
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use roadstead_crds::reason::Blame;
-    use roadstead_crds::status::PodStatus;
+    use roadstead_crds::status::{PodStatus, QueueStatus};
 
     use super::*;
 
@@ -129,7 +136,8 @@ mod tests {
     #[test]
     fn each_change_gives_one_line() {
         let mut lines = Lines::default();
-        let mut say = |status: &CiJobStatus| lines.on("jobs/cij-1", status);
+        let now = Timestamp::UNIX_EPOCH;
+        let mut say = |status: &CiJobStatus| lines.on("jobs/cij-1", status, now);
         let scheduling = status(Phase::Starting, Reason::Scheduling, "the pod waits for a node");
         assert_eq!(say(&CiJobStatus::default()), [""; 0]);
         assert_eq!(say(&scheduling), ["Job jobs/cij-1, class default"]);
@@ -150,6 +158,28 @@ mod tests {
         assert_eq!(say(&failing), ["cannot be pulled yet"]);
         let running = CiJobStatus { pod: Some(pod), ..status(Phase::Running, Reason::Running, "running") };
         assert_eq!(say(&running), [""; 0]);
+    }
+
+    #[test]
+    fn a_job_that_waits_for_room_says_where_it_stands_and_for_how_long() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let mut lines = Lines::default();
+        let queue = QueueStatus {
+            since: MicroTime(at(100)),
+            position: Some(3),
+            of: Some(7),
+            running: None,
+            max: None,
+        };
+        let waiting = CiJobStatus {
+            queue: Some(queue),
+            ..status(Phase::Queued, Reason::ConcurrencyLimit, "Position 3 of 7.")
+        };
+        let said = lines.on("jobs/cij-1", &waiting, at(140));
+        assert_eq!(said, ["Job jobs/cij-1, class default", "Waiting for room for 40 s: Position 3 of 7."]);
+        assert_eq!(lines.on("jobs/cij-1", &waiting, at(150)), [""; 0]);
+        let next = CiJobStatus { message: Some("Position 2 of 6.".into()), ..waiting };
+        assert_eq!(lines.on("jobs/cij-1", &next, at(99)), ["Waiting for room for 0 s: Position 2 of 6."]);
     }
 
     #[test]

@@ -25,10 +25,11 @@ use crate::wire::message::{Hello, Open, Refusal, Work};
 
 use lines::Lines;
 
-/// What a start may take beyond the class's limit, after which the operator ends the job itself.
+/// What a start, or the wait for room, may take beyond the class's limit, after which the operator ends the job itself.
 const MARGIN: Duration = Duration::from_secs(60);
 
 /// Timeouts in seconds where the operator's are not known.
+const DEFAULT_QUEUE: i64 = 3_300;
 const DEFAULT_START: i64 = 600;
 const DEFAULT_ORPHAN: i64 = 120;
 
@@ -58,15 +59,24 @@ pub async fn wait<O: Output>(
 ) -> Result<(), Failure> {
     let name = state.cijob.clone();
     let watch = Watch::start(cluster.cijobs(&state.namespace), name, state.cijob_uid.clone(), None);
-    let mut start = Start { state, watch, lines: Lines::default(), log, status: None, trouble: None };
+    let mut start = Start {
+        state,
+        watch,
+        lines: Lines::default(),
+        log,
+        status: None,
+        trouble: None,
+        queued: None,
+        since: Instant::now(),
+    };
 
     let mut target = None;
-    let deadline = Instant::now() + start.limit();
     loop {
         let found = match target.take() {
             Some(target) => target,
-            None => start.on_a_node(deadline).await?,
+            None => start.on_a_node().await?,
         };
+        let deadline = start.deadline();
         let exec = Exec::new(cluster.client.clone(), start.state.namespace.clone(), found.name.clone());
         match start.reach(&exec, &found, deadline).await? {
             Reached::Both(helper, build) => {
@@ -96,12 +106,22 @@ struct Start<'a, O> {
     status: Option<CiJobStatus>,
     /// Why it does not go on, for the case that it never does.
     trouble: Option<String>,
+    /// Whether the job waits for room, if that is known.
+    queued: Option<bool>,
+    /// Since when it does or does not.
+    since: Instant,
 }
 
 impl<O: Output> Start<'_, O> {
-    fn limit(&self) -> Duration {
-        let seconds = self.state.timeouts.as_ref().map_or(DEFAULT_START, |timeouts| timeouts.start_seconds);
-        Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) + MARGIN
+    /// By when something has to come of it. The time for the start begins when the job has room.
+    fn deadline(&self) -> Instant {
+        let timeouts = self.state.timeouts.as_ref();
+        let seconds = if self.queued == Some(true) {
+            timeouts.map_or(DEFAULT_QUEUE, |timeouts| timeouts.queue_seconds)
+        } else {
+            timeouts.map_or(DEFAULT_START, |timeouts| timeouts.start_seconds)
+        };
+        self.since + Duration::from_secs(u64::try_from(seconds).unwrap_or_default()) + MARGIN
     }
 
     /// The pod, as soon as it is known which one it is and it has a node.
@@ -111,13 +131,17 @@ impl<O: Output> Start<'_, O> {
         Some(Target { name: pod.name.clone(), uid: pod.uid.clone()? })
     }
 
-    async fn on_a_node(&mut self, deadline: Instant) -> Result<Target, Failure> {
+    async fn on_a_node(&mut self) -> Result<Target, Failure> {
         loop {
             if let Some(target) = self.target() {
                 return Ok(target);
             }
-            let seen = tokio::time::timeout_at(deadline, self.watch.next()).await;
-            let seen = seen.map_err(|_| self.late("the job's pod got no node in time"))?;
+            let seen = tokio::time::timeout_at(self.deadline(), self.watch.next()).await;
+            let what = match self.queued {
+                Some(true) => "there was no room for the job in time",
+                Some(false) | None => "the job's pod got no node in time",
+            };
+            let seen = seen.map_err(|_| self.late(what))?;
             self.take(seen).await?;
         }
     }
@@ -138,8 +162,12 @@ impl<O: Output> Start<'_, O> {
     async fn take_job(&mut self, job: CiJob) -> Result<(), Failure> {
         let Some(status) = job.status else { return Ok(()) };
         let name = format!("{}/{}", self.state.namespace, self.state.cijob);
-        for line in self.lines.on(&name, &status) {
+        for line in self.lines.on(&name, &status, Timestamp::now()) {
             self.log.line(&line).await;
+        }
+        let queued = status.queue.is_some();
+        if self.queued.replace(queued).is_some_and(|before| before != queued) {
+            self.since = Instant::now();
         }
         if status.phase.is_some_and(Phase::is_final) {
             return Err(Failure::of_job(status.reason, status.message.as_deref()));

@@ -17,6 +17,7 @@ use tower_test::mock;
 use super::*;
 use crate::fixture::{self, at};
 use crate::job::plan::{Current, plan};
+use crate::policy::queue::Room;
 use crate::telemetry::Metrics;
 
 const POD: &str = "cij-4711-0123456789-3f2a91bc-1";
@@ -49,6 +50,8 @@ const QUOTA: Answer = Answer::Refused(
     "Forbidden",
     "exceeded quota: compute, requested: pods=1, used: pods=3, limited: pods=3",
 );
+const FORBIDDEN: Answer =
+    Answer::Refused(403, "Forbidden", "pods is forbidden: violates PodSecurity \"restricted\"");
 const INVALID: Answer =
     Answer::Refused(422, "Invalid", "Pod is invalid: spec.containers[0].image: Required value");
 const NOT_FOUND: Answer = Answer::Refused(404, "NotFound", "not found");
@@ -173,6 +176,7 @@ fn fresh() -> Observed {
         classes: fixture::candidates(),
         pods: vec![],
         current: Current::Unknown,
+        room: Room::Free,
     }
 }
 
@@ -238,13 +242,31 @@ async fn no_answer_to_the_status_is_no_licence_for_the_pod() {
 
 #[tokio::test]
 async fn a_pod_that_the_cluster_refuses_ends_the_job_in_the_servers_words() {
-    for (answer, words) in [(QUOTA, "exceeded quota: compute"), (INVALID, "Required value")] {
+    for (answer, words) in [(INVALID, "Required value"), (FORBIDDEN, "violates PodSecurity")] {
         let run = run(&fresh(), 20, &[Status(Done), Create(answer), Status(Done)]).await;
         assert_eq!(run.applied(), Applied::Done);
         assert_eq!(run.statuses()[1], (Some(Phase::Errored), Some(Reason::PodRejected)));
         let message = run.seen.statuses[1].status.as_ref().unwrap().message.clone().unwrap();
         assert!(message.contains(words), "{message}");
     }
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_lets_the_job_wait() {
+    let first = run(&fresh(), 20, &[Status(Done), Create(QUOTA), Status(Done)]).await;
+    assert_eq!(first.applied(), Applied::Queued);
+    assert_eq!(first.statuses()[1], (Some(Phase::Queued), Some(Reason::QuotaExceeded)));
+    let job = first.seen.statuses[1].clone();
+    let status = job.status.clone().unwrap();
+    assert!(status.message.unwrap().contains("exceeded quota: compute, requested: pods=1"));
+    assert_eq!((status.pod.unwrap().uid, status.queue.unwrap().since.0), (None, at(150)));
+    // What follows is a pod of another name, and the wait counts from its beginning.
+    let mut job = job;
+    job.metadata.resource_version = Some("1".to_owned());
+    let again = Observed { job: Arc::new(job), ..fresh() };
+    let planned = plan(&again, &fixture::images(), at(5_000));
+    assert_eq!(planned.status.pod.as_ref().map(|pod| pod.attempt), Some(2));
+    assert_eq!(planned.status.queue.unwrap().since.0, at(150));
 }
 
 #[tokio::test]

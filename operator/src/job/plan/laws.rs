@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::fixture;
+use crate::policy::queue::{Obstacle, Room, Wait};
 use crate::policy::verdict::Verdict;
 
 /// Something that happens to the world.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Happening {
     TimePasses(u32),
     Reconcile(Fate),
@@ -31,6 +32,7 @@ enum Happening {
     Impostor {
         owned: bool,
     },
+    RoomChanges(Room),
     JobDeleted,
 }
 
@@ -47,6 +49,8 @@ enum Fate {
     AnswerLost,
     /// The cluster refuses the pod.
     Rejected,
+    /// A quota has no room for the pod.
+    NoRoom,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +80,7 @@ struct World {
     uids: u32,
     names: BTreeSet<String>,
     job_exists: bool,
+    room: Room,
 }
 
 impl World {
@@ -91,6 +96,7 @@ impl World {
             uids: 0,
             names: BTreeSet::new(),
             job_exists: true,
+            room: Room::Free,
         }
     }
 
@@ -102,6 +108,7 @@ impl World {
             None => Current::Unknown,
             Some(recorded) => {
                 match self.pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&recorded.name)) {
+                    None if status.is_some_and(status::waits_for_room) => Current::Unknown,
                     None => Current::Absent,
                     Some(pod) => Current::Present { pod: Arc::new(pod.clone()), watched: !self.hides(pod) },
                 }
@@ -118,6 +125,7 @@ impl World {
             classes: self.classes.clone(),
             pods,
             current,
+            room: self.room.clone(),
         }
     }
 
@@ -160,6 +168,15 @@ impl World {
                     if matches!(fate, Fate::Rejected) {
                         let mut draft = Draft::of(&self.job, self.now);
                         draft.finish(&Verdict::new(Reason::PodRejected, "no"));
+                        let status = draft.status;
+                        self.store(&status);
+                        return;
+                    }
+                    if matches!(fate, Fate::NoRoom) && !taken {
+                        self.names.insert(name);
+                        let identity = Identity::of(&self.job).unwrap();
+                        let mut draft = Draft::of(&self.job, self.now);
+                        draft.refused_by_quota(&identity, "exceeded quota: pods");
                         let status = draft.status;
                         self.store(&status);
                         return;
@@ -237,6 +254,10 @@ impl World {
             let recorded = planned.status.pod.as_ref().unwrap();
             prop_assert_eq!(pod.metadata.name.as_ref(), Some(&recorded.name));
             prop_assert_eq!(recorded.uid.as_ref(), None);
+            prop_assert!(
+                self.room == Room::Free || (before.pod.is_some() && !status::waits_for_room(before)),
+                "a pod without room"
+            );
             prop_assert!(!over(&planned.status) && !self.job.spec.hold && self.job.spec.report.is_none());
         }
         if over(&planned.status) && !deleting && !planned.actions.contains(&Action::DeleteJob) {
@@ -302,6 +323,7 @@ impl World {
                     self.add(pod);
                 }
             }
+            Happening::RoomChanges(room) => self.room = room,
             Happening::JobDeleted => self.job.metadata.deletion_timestamp = Some(Time(self.now)),
         }
         Ok(())
@@ -354,10 +376,12 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => Just(Fate::StatusOnly),
         2 => Just(Fate::AnswerLost),
         1 => Just(Fate::Rejected),
+        2 => Just(Fate::NoRoom),
     ];
     let outcome = prop_oneof![
         Just(Outcome::Succeeded),
         Just(Outcome::Failed),
+        Just(Outcome::TimedOut),
         Just(Outcome::Errored),
         Just(Outcome::Canceled)
     ];
@@ -381,6 +405,12 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => 3_000_u32..30_000,
         1 => 30_000_u32..4_000_000,
     ];
+    let obstacle = prop_oneof![Just(Obstacle::Class), Just(Obstacle::Project), Just(Obstacle::Quota)];
+    let wait =
+        (obstacle, 1..20_usize, proptest::option::of(1..9_u32)).prop_map(|(obstacle, position, max)| {
+            Room::Taken(Wait { obstacle, position, of: 20, running: 3, max, retry: None })
+        });
+    let room = prop_oneof![2 => Just(Room::Free), 2 => wait, 1 => Just(Room::Unknown)];
     let happening = prop_oneof![
         6 => span.prop_map(Happening::TimePasses),
         12 => fate.prop_map(Happening::Reconcile),
@@ -390,6 +420,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => any::<bool>().prop_map(|broken| Happening::ClassComes { broken }),
         8 => change.prop_map(Happening::PodChanges),
         1 => any::<bool>().prop_map(|owned| Happening::Impostor { owned }),
+        3 => room.prop_map(Happening::RoomChanges),
         1 => Just(Happening::JobDeleted),
     ];
     proptest::collection::vec(happening, 1..30)
@@ -414,7 +445,7 @@ proptest! {
     fn every_job_ends(hold in any::<bool>(), happenings in happenings()) {
         let mut world = World::new(hold);
         for happening in happenings {
-            if !matches!(happening, Happening::JobDeleted) {
+            if !matches!(&happening, Happening::JobDeleted) {
                 world.happen(happening)?;
             }
             if !world.job_exists {

@@ -18,7 +18,14 @@ const SECOND: &str = "cij-4711-0123456789-3f2a91bc-2";
 fn observed(job: CiJob) -> Observed {
     let identity = Identity::of(&job).unwrap();
     let classes = fixture::candidates();
-    Observed { identity, job: Arc::new(job), classes, pods: vec![], current: Current::Unknown }
+    Observed {
+        identity,
+        job: Arc::new(job),
+        classes,
+        pods: vec![],
+        current: Current::Unknown,
+        room: Room::Free,
+    }
 }
 
 /// The job after a plan, with this pod under the recorded name.
