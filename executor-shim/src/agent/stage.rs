@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::cgroup::{self, Memory};
-use super::clock::Moment;
+use super::clock::{Moment, earliest};
 use super::environment;
 use super::lifecycle::{Act, Lifecycle};
 use super::log;
@@ -19,7 +19,7 @@ use super::process;
 use super::script::{Script, Slot};
 use super::spool::{FrameBuffer, Spool};
 use super::start::Start;
-use crate::wire::message::{ExitRecord, Run};
+use crate::wire::message::{ExitRecord, Limit, Run};
 
 /// What every script of this container is started with.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,7 @@ pub(super) struct Stage {
     end: Option<(End, Moment)>,
     fault: Option<String>,
     leaving: bool,
+    expired: bool,
 }
 
 /// How the shell has ended.
@@ -98,6 +99,7 @@ impl Stage {
             end: None,
             fault: None,
             leaving: false,
+            expired: false,
         })
     }
 
@@ -201,13 +203,29 @@ impl Stage {
 
     /// Does what its time has come for.
     pub fn tick(&mut self, now: Moment) {
+        if let Some((limit, at)) = self.expiry()
+            && at <= now
+        {
+            self.expired = true;
+            log::say(format_args!(
+                "stage {:?} has run for {} ms: its time is up",
+                self.run.stage, limit.after_ms
+            ));
+            self.stop(now, limit.grace_ms);
+        }
         let act = self.life.tick(now);
         self.act(act);
     }
 
+    /// The limit of a script that still runs and was not told to end, and when that will be.
+    fn expiry(&self) -> Option<(Limit, Moment)> {
+        let limit = self.run.limit.filter(|_| self.end.is_none() && !self.life.stopped())?;
+        Some((limit, self.started.plus(limit.after_ms)))
+    }
+
     /// When to [`tick`](Self::tick).
     pub fn deadline(&self) -> Option<Moment> {
-        self.life.deadline()
+        earliest([self.life.deadline(), self.expiry().map(|(_, at)| at)])
     }
 
     /// Whether it has ended and its output is complete.
@@ -237,6 +255,7 @@ impl Stage {
             spool_bytes: positions.len(),
             wall_ms: ended.since(self.started),
             stopped: self.life.stopped(),
+            expired: self.expired,
             oom_kills: now.oom_kills.map(|kills| kills.saturating_sub(self.memory.oom_kills.unwrap_or(0))),
             peak_memory_bytes: now.peak,
             memory_limit_bytes: now.limit,

@@ -19,6 +19,9 @@ pub const SIGNAL_BASE: i32 = 128;
 /// Exit code of a process that was killed for its memory, as shells show it.
 const KILLED: i32 = SIGNAL_BASE + 9;
 
+/// Exit code of a script that ran longer than its class lets it: that of timeout(1).
+pub const TIMED_OUT: i32 = 124;
+
 /// Exit code that is reported for a script where the true one is unknown.
 const GENERAL_FAILURE: i32 = 1;
 

@@ -69,7 +69,8 @@ impl Stage {
         self.name == "build_script" || self.name.starts_with("step_")
     }
 
-    fn is_after_script(&self) -> bool {
+    /// Whether it is the job's `after_script`.
+    pub fn is_after_script(&self) -> bool {
         self.name == "after_script"
     }
 

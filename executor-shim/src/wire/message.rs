@@ -67,6 +67,18 @@ pub struct Run {
     /// (so after `after_script`, until which background processes may live).
     #[serde(default)]
     pub reap: bool,
+    /// How long the script may run. The agent ends it by its own clock, with or without a client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+}
+
+/// How long a script may run.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Milliseconds from its start to SIGTERM for its process group.
+    pub after_ms: u64,
+    /// Milliseconds from there to SIGKILL.
+    pub grace_ms: u64,
 }
 
 /// First words of the agent.
@@ -129,8 +141,11 @@ pub struct ExitRecord {
     pub spool_bytes: u64,
     /// Wall-clock time in milliseconds.
     pub wall_ms: u64,
-    /// Whether a Stop had arrived before the end.
+    /// Whether it was told to end before it did: by a Stop, or for its limit.
     pub stopped: bool,
+    /// Whether that was for its limit.
+    #[serde(default)]
+    pub expired: bool,
     /// Processes of the container that the kernel killed for memory during the stage.
     pub oom_kills: Option<u64>,
     /// Peak memory of the container in bytes, where the kernel tells.

@@ -199,6 +199,7 @@ impl Session {
             script_crc: crc32fast::hash(&script),
             shell: "bash".into(),
             reap: false,
+            limit: None,
         };
         Self {
             run,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use executor_shim::wire::frame::Kind;
-use executor_shim::wire::message::{ExitRecord, RefusalReason, Work};
+use executor_shim::wire::message::{ExitRecord, Limit, RefusalReason, Work};
 
 use super::client::Session;
 use super::world::{Agent, lives, until};
@@ -18,6 +18,50 @@ fn stopped(agent: &Agent, script: &str, grace_ms: u64) -> (Session, ExitRecord) 
     let record = session.finish(&mut connection);
     assert!(record.stopped);
     (session, record)
+}
+
+/// Runs a script that has a limit.
+fn limited(script: &str, after_ms: u64, grace_ms: u64) -> (Session, ExitRecord) {
+    let agent = Agent::start();
+    let mut session = Session::new(script);
+    session.run.limit = Some(Limit { after_ms, grace_ms });
+    let record = session.all(&mut agent.connect());
+    (session, record)
+}
+
+#[test]
+fn a_script_that_exceeds_its_limit_is_ended_without_being_asked() {
+    let start = Instant::now();
+    let (session, record) =
+        limited("trap 'echo bye; exit 0' TERM; echo ready; sleep 1000 & wait", 300, 60_000);
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!((record.code, record.expired, record.stopped), (Some(0), true, true));
+    assert_eq!(session.out(), "ready\nbye\n");
+    let (_, record) = limited("trap '' TERM; while :; do sleep 0.02; done", 100, 200);
+    assert_eq!((record.signal, record.expired), (Some(9), true));
+}
+
+#[test]
+fn a_limit_that_is_not_reached_changes_nothing() {
+    let (session, record) = limited("echo done; exit 3", 60_000, 0);
+    assert_eq!((record.code, record.expired, record.stopped), (Some(3), false, false));
+    assert_eq!(session.out(), "done\n");
+}
+
+#[test]
+fn a_limit_holds_while_nobody_is_connected() {
+    let agent = Agent::start();
+    let mut session = Session::new("echo ready $$; sleep 1000");
+    session.run.limit = Some(Limit { after_ms: 1_000, grace_ms: 0 });
+    let mut connection = agent.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    drop(connection);
+    let shell = session.out().split_whitespace().nth(1).unwrap().parse().unwrap();
+    until("the end of the script", || (!lives(shell)).then_some(()));
+    let mut connection = agent.connect();
+    assert!(session.begin(&mut connection), "the attempt is known");
+    assert!(session.finish(&mut connection).expired);
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub fn attempt(script: impl Into<Vec<u8>>) -> Attempt {
         script: script.into().into(),
         shell: "bash".into(),
         reap: false,
+        limit: None,
         pod_uid: POD.into(),
         boot_id: BOOT.into(),
         helper_boot_id: BOOT.into(),

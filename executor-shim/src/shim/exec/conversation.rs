@@ -14,7 +14,9 @@ use crate::shim::signals::{Cause, Interrupt};
 use crate::shim::stage::Container;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::Kind;
-use crate::wire::message::{Collect, ExitRecord, Hello, Open, Refusal, RefusalReason, Run, Stop, Work};
+use crate::wire::message::{
+    Collect, ExitRecord, Hello, Limit, Open, Refusal, RefusalReason, Run, Stop, Work,
+};
 
 /// Output after which the agent is told that it has arrived, in bytes.
 const ACK_EVERY: u64 = 1024 * 1024;
@@ -47,6 +49,8 @@ pub struct Attempt {
     pub orphan: Duration,
     /// Between SIGTERM and SIGKILL where the script is stopped.
     pub grace: Duration,
+    /// How long the script may run.
+    pub limit: Option<Duration>,
 }
 
 /// What a connection is for.
@@ -79,6 +83,10 @@ impl Attempt {
                     script_crc: crc32fast::hash(&self.script),
                     shell: self.shell.clone(),
                     reap: self.reap,
+                    limit: self.limit.map(|after| Limit {
+                        after_ms: milliseconds(after),
+                        grace_ms: milliseconds(self.grace),
+                    }),
                 };
                 (&self.boot_id, Work::Run(run))
             }

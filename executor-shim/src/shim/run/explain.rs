@@ -1,7 +1,8 @@
 //! From the verdict on a script to the end of the call, and what the job log says about it. Pure.
 
+use super::limit::Limit;
 use super::supervise::{JobEnd, Verdict};
-use crate::shim::exit::{End, Failure};
+use crate::shim::exit::{End, Failure, TIMED_OUT};
 use crate::shim::stage::{Container, Stage};
 use crate::wire::message::{ExitRecord, RefusalReason};
 
@@ -9,7 +10,7 @@ use crate::wire::message::{ExitRecord, RefusalReason};
 /// itself does not.
 pub fn explain(
     verdict: &Verdict,
-    stage: &Stage,
+    (stage, limit): (&Stage, Option<&Limit>),
     stopped: bool,
     output_error: Option<&str>,
 ) -> (End, Option<String>) {
@@ -18,7 +19,7 @@ pub fn explain(
         return (End::Interrupted, note);
     }
     match verdict {
-        Verdict::Exited(record) => exited(record),
+        Verdict::Exited(record) => exited(record, limit),
         Verdict::Refused(refusal) => {
             // The helper's image is the administrator's choice, the build image is the job's.
             let users = refusal.reason == RefusalReason::NoShell && stage.container() == Container::Build;
@@ -42,9 +43,13 @@ pub fn explain(
     }
 }
 
-fn exited(record: &ExitRecord) -> (End, Option<String>) {
+fn exited(record: &ExitRecord, limit: Option<&Limit>) -> (End, Option<String>) {
     if let Some(error) = &record.error {
         return (Failure::system(error.clone()).into(), None);
+    }
+    // Whatever the script made of it: it was not at its end.
+    if let Some(limit) = limit.filter(|_| record.expired) {
+        return (Failure { exit_code: Some(TIMED_OUT), ..Failure::user(limit.sentence()) }.into(), None);
     }
     let end = match (record.code, record.signal) {
         (Some(0), None) => return (End::Done, None),
@@ -109,10 +114,13 @@ fn job_ended(end: &JobEnd) -> Failure {
 mod tests {
     use std::time::Duration;
 
+    use jiff::Timestamp;
+
     use roadstead_crds::Reason;
     use roadstead_crds::reason::Blame;
 
     use super::*;
+    use crate::shim::state::State;
     use crate::wire::message::Refusal;
 
     fn record(code: Option<i32>, signal: Option<i32>) -> ExitRecord {
@@ -120,7 +128,7 @@ mod tests {
     }
 
     fn of(verdict: &Verdict) -> (End, Option<String>) {
-        explain(verdict, &Stage::new("build_script"), false, None)
+        explain(verdict, (&Stage::new("build_script"), None), false, None)
     }
 
     #[test]
@@ -151,6 +159,24 @@ mod tests {
     }
 
     #[test]
+    fn a_script_that_exceeded_its_limit_failed_whatever_it_made_of_the_end() {
+        let mut known = State::new("jobs".into(), "cij-1-0123456789".into(), Timestamp::UNIX_EPOCH);
+        let limits = r#"{"jobSeconds": 3600, "startSeconds": 600, "scriptSeconds": 60,
+            "terminationGraceSeconds": 10, "orphanSeconds": 120, "ttlSecondsAfterFinished": 3600}"#;
+        known.timeouts = serde_json::from_str(limits).unwrap();
+        let stage = Stage::new("build_script");
+        let limit = Limit::of(&known, &stage).unwrap();
+        for (code, signal) in [(Some(0), None), (Some(1), None), (None, Some(15))] {
+            let expired = ExitRecord { expired: true, stopped: true, ..record(code, signal) };
+            let (end, _) = explain(&Verdict::Exited(expired), (&stage, Some(&limit)), false, None);
+            let failure = Failure { exit_code: Some(124), ..Failure::user(limit.sentence()) };
+            assert_eq!(end, failure.into());
+        }
+        let (end, _) = explain(&Verdict::Exited(record(Some(0), None)), (&stage, Some(&limit)), false, None);
+        assert_eq!(end, End::Done);
+    }
+
+    #[test]
     fn refusals_and_whose_doing_they_are() {
         for (reason, stage, blame) in [
             (RefusalReason::NoShell, "build_script", Blame::User),
@@ -159,7 +185,7 @@ mod tests {
             (RefusalReason::Start, "build_script", Blame::System),
         ] {
             let verdict = Verdict::Refused(Refusal { reason, message: "no".into() });
-            let (end, _) = explain(&verdict, &Stage::new(stage), false, None);
+            let (end, _) = explain(&verdict, (&Stage::new(stage), None), false, None);
             assert_eq!(end, Failure { blame, sentence: "no".into(), exit_code: None }.into(), "{reason:?}");
         }
     }
@@ -184,7 +210,7 @@ mod tests {
             Verdict::StoppedBlindly,
             Verdict::GivenUp { reason: "x".into(), after: Duration::from_secs(301) },
         ] {
-            let (end, note) = explain(&verdict, &Stage::new("build_script"), true, None);
+            let (end, note) = explain(&verdict, (&Stage::new("build_script"), None), true, None);
             assert_eq!((end, note), (End::Interrupted, None));
         }
     }

@@ -1,6 +1,7 @@
 //! `run SCRIPT STAGE`: runs one stage of the job and passes its output on.
 
 mod explain;
+mod limit;
 mod oversight;
 pub mod supervise;
 
@@ -23,6 +24,7 @@ use crate::shim::stage::Stage;
 use crate::shim::state::{PodState, StageEnd, StageRecord, State, StateFile};
 
 use explain::explain;
+use limit::Limit;
 use oversight::CiJobOversight;
 use supervise::{Verdict, supervise};
 
@@ -68,7 +70,8 @@ pub async fn run_script<O: Output>(
     interrupt: Interrupt,
 ) -> Result<End, Failure> {
     let pod = pod_of(known)?;
-    let attempt = attempt(known, &pod, stage, script)?;
+    let limit = Limit::of(known, stage);
+    let attempt = attempt(known, &pod, (stage, script), limit.as_ref())?;
     let (name, container, bytes) = (stage.name(), stage.container(), attempt.script.len());
     tracing::info!(stage = name, %container, pod = pod.name, script_bytes = bytes, "the stage begins");
     known.running = Some(stage.name().to_owned());
@@ -83,7 +86,7 @@ pub async fn run_script<O: Output>(
         supervise(&exec, &mut oversight, &attempt, &mut progress, &mut stopping, log).await;
 
     let stopped = stopping.cause().is_some();
-    let (end, note) = explain(&verdict, stage, stopped, progress.output_error.as_deref());
+    let (end, note) = explain(&verdict, (stage, limit.as_ref()), stopped, progress.output_error.as_deref());
     if let Some(note) = &note {
         log.line(note).await;
     }
@@ -118,7 +121,12 @@ pub async fn run_script<O: Output>(
     Ok(end)
 }
 
-fn attempt(known: &State, pod: &PodState, stage: &Stage, script: Vec<u8>) -> Result<Attempt, Failure> {
+fn attempt(
+    known: &State,
+    pod: &PodState,
+    (stage, script): (&Stage, Vec<u8>),
+    limit: Option<&Limit>,
+) -> Result<Attempt, Failure> {
     let container = stage.container();
     let timeouts = known.timeouts.as_ref();
     let seconds = |value: Option<i64>, default: i64| {
@@ -136,6 +144,7 @@ fn attempt(known: &State, pod: &PodState, stage: &Stage, script: Vec<u8>) -> Res
         helper_boot_id: pod.helper_boot.clone(),
         orphan: seconds(timeouts.map(|timeouts| timeouts.orphan_seconds), DEFAULT_ORPHAN),
         grace: seconds(timeouts.map(|timeouts| timeouts.termination_grace_seconds), DEFAULT_GRACE),
+        limit: limit.map(|limit| limit.left),
     })
 }
 
@@ -172,6 +181,7 @@ fn stage_end(verdict: &Verdict, end: &End) -> StageEnd {
         }
         (End::Interrupted, _) => StageEnd::Stopped,
         (End::ScriptExited(_) | End::ScriptKilled(_), _) => StageEnd::Failed,
+        (End::Failed(_), Verdict::Exited(record)) if record.expired => StageEnd::TimedOut,
         (End::Failed(failure), _) => match failure.blame {
             Blame::User => StageEnd::Failed,
             Blame::System => StageEnd::Errored,
