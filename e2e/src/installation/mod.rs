@@ -212,6 +212,20 @@ impl Installation {
         Ok(name)
     }
 
+    /// Waits until the operator has looked at a class as it is now, and returns it with that verdict in its status.
+    pub async fn class_judged(&self, name: &str, deadline: Duration) -> Result<JobClass> {
+        let judged = |class: Option<&JobClass>| {
+            class.is_some_and(|class| {
+                let observed = class.status.as_ref().and_then(|status| status.observed_generation);
+                observed.is_some() && observed == class.metadata.generation
+            })
+        };
+        let waited = tokio::time::timeout(deadline, await_condition(self.classes(), name, judged)).await;
+        let waited =
+            waited.with_context(|| format!("no operator has looked at class {name} for {deadline:?}"))?;
+        waited.context("the watch failed")?.with_context(|| format!("class {name} is gone"))
+    }
+
     /// A relay in front of the API server that can cut connections, and a kubeconfig of the shim's
     /// account that goes through it.
     pub async fn proxied(&self) -> Result<(Proxy, PathBuf)> {
@@ -225,12 +239,22 @@ impl Installation {
 
 /// A client for a kubeconfig.
 pub async fn client_of(kubeconfig: &Path) -> Result<Client> {
+    Client::try_from(config_of(kubeconfig).await?).context("cannot make a client")
+}
+
+/// A client that acts as another user, which takes an administrator's kubeconfig.
+pub async fn impersonated(kubeconfig: &Path, user: &str) -> Result<Client> {
+    let mut config = config_of(kubeconfig).await?;
+    config.auth_info.impersonate = Some(user.to_owned());
+    Client::try_from(config).context("cannot make a client")
+}
+
+async fn config_of(kubeconfig: &Path) -> Result<Config> {
     crypto_provider();
     let config = Kubeconfig::read_from(kubeconfig).context("cannot read the kubeconfig")?;
-    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
+    Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
         .await
-        .context("cannot use the kubeconfig")?;
-    Client::try_from(config).context("cannot make a client")
+        .context("cannot use the kubeconfig")
 }
 
 fn crypto_provider() {

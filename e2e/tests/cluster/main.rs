@@ -10,6 +10,7 @@ mod faults;
 mod images;
 mod lifecycle;
 mod limits;
+mod matching;
 mod output;
 mod path;
 mod placement;

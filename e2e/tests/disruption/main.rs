@@ -1,6 +1,7 @@
 //! What happens to jobs while operators come, go, stop and die. These tests have the cluster to
 //! themselves, one after the other: while one runs, nobody else's job could be timed.
 
+mod matching;
 mod operators;
 mod takeover;
 
