@@ -1,14 +1,20 @@
 //! What the accounts may do, and what a script cannot.
 
-use std::process::Output;
+use std::io::Write as _;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use http::Request;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
 use roadstead_crds::labels::{AGENT_PATH, BUILD_CONTAINER, HELPER_CONTAINER};
+use roadstead_crds::{CiJob, CiJobSpec, names};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::installation::{Installation, client_of};
+use roadstead_e2e::installation::{Installation, client_of, impersonated};
+use serde_json::{Value, json};
 
-use crate::DEADLINE;
+use crate::{DEADLINE, SOON};
 
 fn as_shim(bench: &Installation, args: &[&str]) -> Result<Output> {
     let mut kubectl = bench.cluster.command("kubectl");
@@ -37,6 +43,87 @@ async fn the_shims_account_can_do_what_it_needs_and_nothing_else() -> Result<()>
         let answer = as_shim(&bench, &["auth", "can-i", verb, resource, "--subresource", subresource])?;
         assert_eq!(answer.status.success(), allowed, "{verb} {resource} {subresource}: {answer:?}");
     }
+    Ok(())
+}
+
+/// A CiJob that is never seen by an operator for longer than it takes to be refused: its class does not exist.
+fn cijob(bench: &Installation) -> Result<CiJob> {
+    let id = JobSpec::fresh().id;
+    let request = json!({
+        "server": "https://gitlab.example", "job": {"id": id, "name": "claimed", "stage": "test"},
+        "project": {"id": 5, "path": "somebody/elses"},
+        "ref": {"name": "main", "type": "branch", "sha": "", "protected": true},
+        "className": bench.class_name("no-such-class"), "image": {"name": "x"},
+        "timeoutSeconds": 600, "requestedAt": "2026-01-02T03:04:05.000006Z",
+    });
+    let request = serde_json::from_value(request)?;
+    let name = names::cijob_name("https://gitlab.example", id, "e2e");
+    Ok(CiJob::new(&name, CiJobSpec { request, hold: false, report: None }))
+}
+
+/// A client that is somebody else, whom RBAC lets do everything with CiJobs of the job namespace.
+async fn stranger(bench: &Installation) -> Result<Client> {
+    let name = "e2e-stranger";
+    let rbac = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name},
+         "rules": [{"apiGroups": ["roadstead.dev"], "resources": ["cijobs"], "verbs": ["*"]}]},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}]},
+    ]});
+    let mut kubectl = bench.cluster.kubectl(["-n", bench.job_namespace(), "apply", "-f", "-"]);
+    let mut kubectl = kubectl.stdin(Stdio::piped()).spawn().context("cannot run kubectl")?;
+    kubectl.stdin.take().context("no standard input")?.write_all(rbac.to_string().as_bytes())?;
+    ensure!(kubectl.wait()?.success(), "cannot give the stranger a Role");
+    impersonated(&bench.cluster.kubeconfig, name).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_shim_and_administrators_ask_for_jobs() -> Result<()> {
+    let bench = Installation::join().await?;
+    let namespace = bench.job_namespace();
+    let of = |client: Client| Api::<CiJob>::namespaced(client, namespace);
+    let (shim, admin) = (of(client_of(&bench.kubeconfig).await?), bench.cijobs());
+    let stranger = of(stranger(&bench).await?);
+    let refused = |error: Option<kube::Error>, words: &str| -> Result<()> {
+        let Some(kube::Error::Api(status)) = error else { bail!("not refused by the API server: {error:?}") };
+        ensure!(status.message.contains(words), "no {words:?} in {status:?}");
+        Ok(())
+    };
+    let (job, dry) = (cijob(&bench)?, PostParams { dry_run: true, ..PostParams::default() });
+    shim.create(&dry, &job).await.context("the shim cannot create a CiJob")?;
+    admin.create(&dry, &job).await.context("an administrator cannot create a CiJob")?;
+    // A Role that has just been made may not be known to the API server yet; then it is RBAC that refuses.
+    let until = tokio::time::Instant::now() + SOON;
+    loop {
+        let error = stranger.create(&dry, &job).await.err();
+        if refused(error, "may create CiJobs").is_ok() {
+            break;
+        }
+        ensure!(tokio::time::Instant::now() < until, "{:?}", stranger.create(&dry, &job).await.err());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    // What is there is changed by them only too, and its request by nobody.
+    shim.create(&PostParams::default(), &job).await.context("the shim cannot create a CiJob")?;
+    let name = job.metadata.name.as_deref().context("no name")?;
+    let patch = |change: Value| Patch::Merge(change);
+    let (dry, claim) = (
+        PatchParams { dry_run: true, ..PatchParams::default() },
+        json!({"spec": {"request": {"timeoutSeconds": 1}}}),
+    );
+    let report = json!({"spec": {"report": {"outcome": "Succeeded"}}});
+    refused(
+        stranger.patch(name, &dry, &patch(report.clone())).await.err(),
+        "may change the spec of a CiJob",
+    )?;
+    refused(
+        shim.patch(name, &dry, &patch(claim.clone())).await.err(),
+        "the request of a CiJob never changes",
+    )?;
+    refused(admin.patch(name, &dry, &patch(claim)).await.err(), "the request of a CiJob never changes")?;
+    shim.patch(name, &dry, &patch(report)).await.context("the shim cannot report")?;
+    admin.delete(name, &DeleteParams::default()).await.context("cannot delete the CiJob")?;
     Ok(())
 }
 

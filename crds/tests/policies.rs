@@ -1,5 +1,5 @@
-//! The chart's admission policy lets the shim exec what the operator and the shim agree on, and
-//! nothing else.
+//! The chart's admission policies: the shim execs what the operator and the shim agree on, and nothing else; who is
+//! not allowed to asks for no job.
 // Clippy takes only functions marked as tests for tests.
 #![allow(clippy::unwrap_used)]
 
@@ -9,11 +9,15 @@ use kube::core::cel::{AdmissionRequest, VapEvaluator, VapExpression};
 use roadstead_crds::{labels, names};
 use serde_json::{Value, json};
 
-/// The policy's rules, in their order; each of them refuses something below.
-fn rules() -> [VapExpression; 3] {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/roadstead/files/exec-policy.yaml");
+/// The rules of a policy, in their order; each of them refuses something below.
+fn rules_of<const N: usize>(policy: &str) -> [VapExpression; N] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/roadstead/files").join(policy);
     let rules: Vec<VapExpression> = serde_yaml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     rules.try_into().unwrap()
+}
+
+fn rules() -> [VapExpression; 3] {
+    rules_of("exec-policy.yaml")
 }
 
 fn pod() -> String {
@@ -75,6 +79,26 @@ fn nothing_else_can() {
     ] {
         assert_eq!(verdicts(pod, exec(labels::BUILD_CONTAINER, &attach)), [true, true, false], "{pod}");
     }
+}
+
+#[test]
+fn who_is_not_allowed_to_neither_creates_a_cijob_nor_changes_its_spec() {
+    let rules: [VapExpression; 2] = rules_of("cijob-policy.yaml");
+    let verdicts = |operation: &str, object: Value, old: Option<Value>| -> Vec<bool> {
+        let request = AdmissionRequest { operation: operation.into(), ..Default::default() };
+        let mut evaluator = VapEvaluator::builder().object(object).request(request);
+        if let Some(old) = old {
+            evaluator = evaluator.old_object(old);
+        }
+        evaluator.build().evaluate(&rules).iter().map(|result| result.passed).collect()
+    };
+    let job = |hold: bool| json!({ "metadata": { "labels": { "a": "b" } }, "spec": { "hold": hold } });
+    assert_eq!(verdicts("CREATE", job(false), None), [false, true]);
+    assert_eq!(verdicts("UPDATE", job(false), Some(job(true))), [true, false]);
+    let mut labelled = job(true);
+    labelled["metadata"]["labels"] = json!({});
+    assert_eq!(verdicts("UPDATE", labelled, Some(job(true))), [true, true]);
+    assert!(rules.iter().all(|rule| rule.message.as_ref().is_some_and(|message| !message.is_empty())));
 }
 
 #[test]
