@@ -115,7 +115,11 @@ async fn tags_choose_the_node() -> Result<()> {
     let (status, pod) = seen(&bench, &far, "unschedulable", waits).await?;
     assert_eq!(selector(pod)?, json!({"e2e.example/zone": "far"}));
     let message = status.message.context("no message")?;
-    assert!(message.contains("didn't match Pod's node affinity/selector"), "{message}");
+    let words = ": it does not have the labels that the job's node selector or affinity asks for";
+    assert!(
+        message.starts_with("No node can take the job's pod yet: ") && message.contains(words),
+        "{message}"
+    );
     Ok(())
 }
 

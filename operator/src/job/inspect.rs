@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use crate::policy::image::Chooser;
 use crate::policy::start::{self, Container, Role, Trouble};
 use crate::policy::verdict::PodEnd;
+use crate::policy::waiting;
 use crate::policy::words::quoted;
 
 /// What is known of the job besides its pod.
@@ -33,7 +34,7 @@ pub struct Inspection {
     pub created: Option<Timestamp>,
     /// Whether both containers that run scripts are up.
     pub running: bool,
-    /// The scheduler's words on why no node can take it.
+    /// Why no node can take it, from the scheduler's words.
     pub unschedulable: Option<String>,
     /// The cluster's words on why it is about to take the pod away.
     pub disrupted: Option<String>,
@@ -68,7 +69,10 @@ pub fn inspect(pod: &Pod, setting: Setting<'_>) -> Inspection {
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
         running,
-        unschedulable: condition("PodScheduled", "False").map(words),
+        unschedulable: condition("PodScheduled", "False").map(|condition| {
+            let message = condition.message.as_deref().filter(|message| !message.is_empty());
+            waiting::no_node(message.or(condition.reason.as_deref()).unwrap_or_default(), setting.resources)
+        }),
         disrupted,
         trouble,
         end,
@@ -283,10 +287,7 @@ mod tests {
     fn the_scheduler_says_why_it_waits() {
         let status = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
             "reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient cpu."}]});
-        assert_eq!(
-            look(None, status).unschedulable.as_deref(),
-            Some("0/3 nodes are available: 3 Insufficient cpu")
-        );
+        assert_eq!(look(None, status).unschedulable.as_deref(), Some("3 nodes: not enough cpu"));
     }
 
     #[test]

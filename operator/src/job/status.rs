@@ -12,6 +12,7 @@ use crate::job::inspect::Inspection;
 use crate::policy::class::Terms;
 use crate::policy::queue::{self, Wait};
 use crate::policy::verdict::Verdict;
+use crate::policy::waiting;
 use crate::policy::words::{quoted, sentence, span};
 
 /// A status on its way: whose it is and what time it is.
@@ -102,7 +103,7 @@ impl<'a> Draft<'a> {
         let message = format!(
             "A quota of namespace \"{}\" has no room for the job's pod: {}",
             identity.namespace,
-            quoted(words)
+            waiting::over_quota(words).unwrap_or_else(|| quoted(words))
         );
         self.stand(Phase::Queued, Reason::QuotaExceeded, &sentence(&message));
         self.queue();

@@ -14,6 +14,7 @@ pub mod select;
 pub mod start;
 pub mod timeouts;
 pub mod verdict;
+pub mod waiting;
 pub mod words;
 
 /// Images that the administrator gives the operator rather than a JobClass.

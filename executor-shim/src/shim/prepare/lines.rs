@@ -3,11 +3,10 @@
 use jiff::Timestamp;
 use roadstead_crds::reason::Reason;
 use roadstead_crds::report::ReportedStart;
-use roadstead_crds::status::StartBreakdown;
+use roadstead_crds::status::{StartBreakdown, condition, table};
 use roadstead_crds::{CiJobStatus, Phase};
 
 use crate::shim::exit::Failure;
-use crate::shim::prepare::table;
 use crate::shim::stage::Container;
 use crate::wire::message::Tools;
 
@@ -61,8 +60,13 @@ impl Lines {
             let seconds = now.duration_since(queue.since.0).as_secs().max(0);
             return Some(format!("Waiting for room for {seconds} s: {message}"));
         }
-        Some(match status.reason {
-            Some(Reason::Unschedulable) => format!("Waiting for a node: {message}"),
+        let scheduled = status.conditions.iter().find(|condition| condition.type_ == condition::SCHEDULED);
+        Some(match (status.reason, scheduled) {
+            (Some(Reason::Unschedulable), Some(scheduled)) => {
+                let seconds = now.duration_since(scheduled.last_transition_time.0).as_secs().max(0);
+                format!("Waiting for a node for {seconds} s: {message}")
+            }
+            (Some(Reason::Unschedulable), None) => format!("Waiting for a node: {message}"),
             _ => message.clone(),
         })
     }
@@ -117,7 +121,7 @@ pub fn tools(image: Option<&str>, helper: &Tools, build: &Tools) -> Result<Vec<S
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
     use roadstead_crds::reason::Blame;
     use roadstead_crds::status::{PodStatus, QueueStatus};
 
@@ -142,9 +146,19 @@ mod tests {
         assert_eq!(say(&CiJobStatus::default()), [""; 0]);
         assert_eq!(say(&scheduling), ["Job jobs/cij-1, class default"]);
         assert_eq!(say(&scheduling), [""; 0]);
-        let full =
-            status(Phase::Starting, Reason::Unschedulable, "0/1 nodes are available: 1 Insufficient cpu");
-        assert_eq!(say(&full), ["Waiting for a node: 0/1 nodes are available: 1 Insufficient cpu"]);
+        let scheduled = Condition {
+            type_: condition::SCHEDULED.into(),
+            status: "False".into(),
+            reason: "Unschedulable".into(),
+            message: String::new(),
+            last_transition_time: Time(Timestamp::from_second(-12).unwrap()),
+            observed_generation: None,
+        };
+        let full = CiJobStatus {
+            conditions: vec![scheduled],
+            ..status(Phase::Starting, Reason::Unschedulable, "No node can take it: 1 node: not enough cpu.")
+        };
+        assert_eq!(say(&full), ["Waiting for a node for 12 s: No node can take it: 1 node: not enough cpu."]);
         assert_eq!(say(&full), [""; 0]);
         let pod =
             PodStatus { name: "cij-1-1".into(), attempt: 1, uid: Some("u".into()), node: Some("n1".into()) };

@@ -258,7 +258,9 @@ async fn a_quota_that_is_used_up_lets_the_job_wait() {
     assert_eq!(first.statuses()[1], (Some(Phase::Queued), Some(Reason::QuotaExceeded)));
     let job = first.seen.statuses[1].clone();
     let status = job.status.clone().unwrap();
-    assert!(status.message.unwrap().contains("exceeded quota: compute, requested: pods=1"));
+    assert!(
+        status.message.unwrap().contains("by \"compute\", the job asks for pods 1, and 3 of 3 are in use")
+    );
     assert_eq!((status.pod.unwrap().uid, status.queue.unwrap().since.0), (None, at(150)));
     // What follows is a pod of another name, and the wait counts from its beginning.
     let mut job = job;
