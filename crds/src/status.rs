@@ -1,5 +1,7 @@
 //! [`CiJobStatus`]: what the operator decided and observed.
 
+pub mod table;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};

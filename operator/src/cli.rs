@@ -2,13 +2,39 @@
 
 use std::net::SocketAddr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::explain;
 use crate::lead::LeaseName;
 
 /// Runs GitLab CI jobs on Kubernetes: the operator of Roadstead.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "roadstead-operator", version)]
+#[command(
+    name = "roadstead-operator",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
+pub struct CommandLine {
+    /// What else it can do than run jobs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// How it runs jobs.
+    #[command(flatten)]
+    pub operator: Option<Cli>,
+}
+
+/// What else the operator's program can do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Explain what would become of a job: which class, what it gets, and its pod
+    Explain(explain::Options),
+}
+
+/// How jobs are run.
+#[derive(Args, Clone, Debug)]
 pub struct Cli {
     /// Namespaces whose CiJobs are run, separated by commas
     #[arg(long, env = "ROADSTEAD_JOB_NAMESPACES", value_delimiter = ',', required = true, value_parser = namespace)]
@@ -74,12 +100,21 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         let images = ["roadstead-operator", "--helper-image=h", "--agent-image=a"];
-        Cli::try_parse_from(images.iter().chain(args))
+        let line = CommandLine::try_parse_from(images.iter().chain(args))?;
+        Ok(line.operator.expect("it was told how to run jobs"))
     }
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn to_explain_needs_no_setting_of_the_operators() {
+        let line = CommandLine::try_parse_from(["roadstead-operator", "explain", "--class=a", "--class=b"]);
+        let Some(Command::Explain(options)) = line.unwrap().command else { panic!("another command") };
+        assert_eq!((options.job.to_str(), options.classes.len()), (Some("-"), 2));
+        assert!(CommandLine::try_parse_from(["roadstead-operator"]).is_err());
     }
 
     #[test]

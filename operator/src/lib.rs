@@ -9,6 +9,7 @@ pub mod classes;
 pub mod cli;
 pub mod connect;
 pub mod controller;
+pub mod explain;
 #[cfg(test)]
 mod fixture;
 pub mod http;

@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use roadstead_operator::cli::{Cli, LogFormat};
+use roadstead_operator::cli::{Cli, Command, CommandLine, LogFormat};
+use roadstead_operator::explain::explain;
 use roadstead_operator::run::run;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -16,29 +17,45 @@ fn main() -> ExitCode {
     // The first use of TLS panics if it has to choose between two providers. An error means that
     // there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
+    match CommandLine::parse() {
+        CommandLine { command: Some(Command::Explain(options)), .. } => {
+            in_runtime(explain(&options)).unwrap_or(ExitCode::FAILURE)
+        }
+        CommandLine { operator: Some(cli), .. } => operate(cli),
+        // The command line is not taken without either.
+        CommandLine { command: None, operator: None } => ExitCode::from(USAGE),
+    }
+}
+
+fn operate(cli: Cli) -> ExitCode {
     if let Err(code) = log_to_stderr(&cli) {
         return code;
     }
+    match in_runtime(run(cli)) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            tracing::error!(error = roadstead_operator::chain(&error), "the operator ends");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Runs something to its end; `None` where the system has no runtime to give.
+fn in_runtime<T>(work: impl Future<Output = T>) -> Option<T> {
     // It waits for most of its life, and one thread admits several hundred jobs a second. A thread for each of a node's
     // processors would only cost memory, since each allocates from a heap of its own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no runtime");
-            return ExitCode::FAILURE;
+            return None;
         }
     };
-    let result = runtime.block_on(run(cli));
+    let result = runtime.block_on(work);
     // What is still under way is bounded by nothing else.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = roadstead_operator::chain(&error), "the operator ends");
-            ExitCode::FAILURE
-        }
-    }
+    Some(result)
 }
 
 fn log_to_stderr(cli: &Cli) -> Result<(), ExitCode> {

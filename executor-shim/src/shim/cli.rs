@@ -49,7 +49,7 @@ pub struct Cli {
     pub options: Options,
 }
 
-/// What gitlab-runner wants done: its four calls of a custom executor's driver.
+/// What is wanted: the four calls of gitlab-runner's custom executor, and what a person may want to see.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// Ask for the job's pod and print the settings of the job as JSON (`config_exec`).
@@ -65,6 +65,15 @@ pub enum Command {
     },
     /// Report how the job ended and let go of its pod (`cleanup_exec`).
     Cleanup,
+    /// Print the CiJob that a job would be asked for with, and ask for nothing. It reads a job response, as
+    /// gitlab-runner has it in JOB_RESPONSE_FILE, or a request by hand.
+    Cijob {
+        /// File to read. Where absent, standard input.
+        file: Option<PathBuf>,
+        /// The job's tags, with commas, which a job response does not say; '' for an untagged job.
+        #[arg(long, value_name = "TAGS", value_delimiter = ',')]
+        tags: Option<Vec<String>>,
+    },
 }
 
 impl Command {
@@ -75,6 +84,7 @@ impl Command {
             Self::Prepare => "prepare",
             Self::Run { .. } => "run",
             Self::Cleanup => "cleanup",
+            Self::Cijob { .. } => "cijob",
         }
     }
 }

@@ -258,7 +258,8 @@ impl JobResponse {
         Self::parse(&bytes, path)
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Result<Self, JobResponseError> {
+    /// Reads the job from what is in the file.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, JobResponseError> {
         let path = || path.to_owned();
         serde_json::from_slice(bytes).map_err(|error| match error.classify() {
             serde_json::error::Category::Eof => JobResponseError::CutOff { path: path(), len: bytes.len() },

@@ -70,7 +70,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     // That somebody has chosen before is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Some(command) = &cli.command else { return by_hand_or_help(&cli) };
-    let exit = in_runtime(call(command, &cli.options, env));
+    let exit = match command {
+        Command::Cijob { file, tags } => {
+            in_runtime(by_hand::preview(&cli.options, file.as_deref(), tags.as_deref()))
+        }
+        _ => in_runtime(call(command, &cli.options, env)),
+    };
     exit.unwrap_or(system_failure)
 }
 
@@ -176,6 +181,8 @@ async fn dispatch(
             }
             End::Done
         }
+        // It asks nobody for anything, and has been answered.
+        Command::Cijob { .. } => End::Done,
     }
 }
 

@@ -101,7 +101,8 @@ fn runner_tags(value: &str) -> Vec<String> {
     })
 }
 
-fn checked(tags: Vec<String>) -> Result<Vec<String>, Failure> {
+/// Tags that a CiJob takes, without empty ones.
+pub fn checked(tags: Vec<String>) -> Result<Vec<String>, Failure> {
     if tags.len() > MOST_TAGS {
         let many = tags.len();
         return Err(Failure::user(format!("the job has {many} tags; at most {MOST_TAGS} are possible")));

@@ -189,3 +189,72 @@ fn diagnostics_go_to_their_file() {
     assert!(text.starts_with("the filter of diagnostics \"x=loud\" is not valid"), "{text}");
     assert!(Path::new(&file).exists());
 }
+
+/// What `cijob` prints for this input.
+fn cijob(args: &[&str], input: &str) -> Result<(serde_json::Value, String), String> {
+    let output = shim().arg("cijob").args(args).write_stdin(input).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    match output.status.code() {
+        Some(0) => Ok((serde_json::from_slice(&output.stdout).unwrap(), stderr)),
+        Some(2) => {
+            assert_eq!(output.stdout, b"");
+            Err(stderr)
+        }
+        other => panic!("exit code {other:?}: {stderr}"),
+    }
+}
+
+#[test]
+fn the_cijob_of_a_job_is_shown_without_a_cluster() {
+    let response = r#"{"id":4711,"token":"glcbt-secret","job_info":{"name":"test","project_id":5,"project_full_path":"g/p"},
+        "git_info":{"repo_url":"https://gitlab.test/g/p.git","ref":"main","protected":true},"image":{"name":"alpine"}}"#;
+    let (job, note) = cijob(&["--tags", "gpu,linux", "--class=large", "--namespace=jobs"], response).unwrap();
+    assert_eq!(
+        (&job["kind"], &job["metadata"]["namespace"], note.as_str()),
+        (&"CiJob".into(), &"jobs".into(), "")
+    );
+    let request = &job["spec"]["request"];
+    assert_eq!(request["tags"], serde_json::json!(["gpu", "linux"]));
+    assert_eq!(
+        (&request["tagSource"], &request["className"], &request["ref"]["protected"]),
+        (&"Job".into(), &"large".into(), &true.into())
+    );
+    assert!(!job.to_string().contains("glcbt-secret"));
+
+    let (untagged, note) = cijob(&["--tags", ""], response).unwrap();
+    assert_eq!((&untagged["spec"]["request"]["tagSource"], note.as_str()), (&"Job".into(), ""));
+    assert!(untagged["spec"]["request"].get("tags").is_none());
+    let (unknown, note) = cijob(&[], response).unwrap();
+    assert!(unknown["spec"]["request"].get("tagSource").is_none());
+    assert!(note.contains("--tags"), "{note}");
+
+    let (by_hand, _) =
+        cijob(&[], r#"{"command":"run","script":["x"],"tags":["gpu"],"image":"alpine"}"#).unwrap();
+    assert_eq!(by_hand["spec"]["request"]["server"], "by-hand");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("response.json");
+    std::fs::write(&file, response).unwrap();
+    let (read, _) = cijob(&[file.to_str().unwrap()], "").unwrap();
+    assert_eq!(read["spec"]["request"]["job"]["id"], 4711);
+}
+
+#[test]
+fn what_is_no_job_gives_no_cijob() {
+    for (args, input, words) in [
+        (&[][..], "", "the job response file (standard input) is cut off after 0 bytes"),
+        (&[], "{}", "has no id"),
+        (&["/nonexistent/file"], "", "cannot read the request in /nonexistent/file: "),
+        (&[], r#"{"command":"cleanup","job":"cij-0-0123456789"}"#, "it asks for none"),
+        (&[], r#"{"command":"run"}"#, "the field \"script\" is missing"),
+        (&["--tags=a"], r#"{"command":"run","script":["x"]}"#, "--tags is for a job response"),
+        (
+            &[],
+            r#"{"id":1,"token":"glcbt-x","image":{"name":"a/glcbt-x"}}"#,
+            "the name of the image contains the value of a masked variable",
+        ),
+    ] {
+        let said = cijob(args, input).unwrap_err();
+        assert!(said.contains(words), "no {words:?} in {said:?}");
+    }
+}

@@ -206,23 +206,107 @@ fn first_that_takes(job: Subject<'_>, candidates: &[Arc<Candidate>], faults: &mu
 
 /// Why the first class that takes a job is it. Expressions of those that come later are not asked.
 fn why(job: Subject<'_>, candidate: &Candidate, later: &[&Arc<Candidate>]) -> String {
-    let (Reverse(priority), fit, _) = candidate.rank(job);
     let rival = later.iter().find(|other| other.problems.is_empty() && other.answer_without_expression(job));
     let Some(rival) = rival else { return "no other class takes the job".to_owned() };
-    let (Reverse(other_priority), other_fit, other) = rival.rank(job);
-    if priority != other_priority {
-        return format!("its priority {priority} is above that of \"{other}\" ({other_priority})");
-    }
-    if fit == other_fit {
-        return format!("it comes before \"{other}\" by name");
-    }
-    match (fit, other_fit) {
-        (Fit::Spare(mine), Fit::Spare(theirs)) => {
-            format!(
-                "the job leaves fewer of its tags unused ({mine}) than of those of \"{other}\" ({theirs})"
-            )
+    let other = rival.name();
+    match Lead::of(candidate, rival, job) {
+        Lead::Priority(mine, theirs) => {
+            format!("its priority {mine} is above that of \"{other}\" ({theirs})")
         }
-        _ => format!("its match is closer to the job than that of \"{other}\""),
+        Lead::Name => format!("it comes before \"{other}\" by name"),
+        Lead::Tags(mine, theirs) => format!(
+            "the job leaves fewer of its tags unused ({mine}) than of those of \"{other}\" ({theirs})"
+        ),
+        Lead::Fit => format!("its match is closer to the job than that of \"{other}\""),
+    }
+}
+
+/// What puts one class before another.
+enum Lead {
+    /// A higher priority than this one.
+    Priority(i32, i32),
+    /// Fewer tags that the job does not ask for than this.
+    Tags(usize, usize),
+    /// It looks closer at the job.
+    Fit,
+    /// Nothing but its name.
+    Name,
+}
+
+impl Lead {
+    fn of(first: &Candidate, later: &Candidate, job: Subject<'_>) -> Self {
+        let ((Reverse(priority), fit, _), (Reverse(other_priority), other_fit, _)) =
+            (first.rank(job), later.rank(job));
+        match (fit, other_fit) {
+            _ if priority != other_priority => Self::Priority(priority, other_priority),
+            _ if fit == other_fit => Self::Name,
+            (Fit::Spare(mine), Fit::Spare(theirs)) => Self::Tags(mine, theirs),
+            _ => Self::Fit,
+        }
+    }
+}
+
+/// What each class makes of a job: its name, and a sentence without a full stop. Those that come first for this
+/// job are first. Unlike [`select`] it asks them all.
+pub fn standings(job: Subject<'_>, candidates: &[Arc<Candidate>]) -> Vec<(String, String)> {
+    let mut ranked: Vec<_> = candidates.iter().collect();
+    ranked.sort_by(|a, b| (!a.takes_part(), a.rank(job)).cmp(&(!b.takes_part(), b.rank(job))));
+    // The first class that takes the job, or may: whether it does.
+    let mut ahead: Option<(&Candidate, bool)> = None;
+    let mut standings = Vec::with_capacity(ranked.len());
+    for candidate in ranked {
+        let standing = standing(job, candidate, ahead);
+        if ahead.is_none() && standing.leads.is_some() {
+            ahead = standing.leads.map(|takes| (candidate.as_ref(), takes));
+        }
+        standings.push((candidate.name().to_owned(), standing.text));
+    }
+    standings
+}
+
+/// What a class makes of a job, given the class that comes first.
+struct Standing {
+    text: String,
+    /// Whether it takes the job, if it is not known to refuse it.
+    leads: Option<bool>,
+}
+
+fn standing(job: Subject<'_>, candidate: &Candidate, ahead: Option<(&Candidate, bool)>) -> Standing {
+    let plain = |text| Standing { text, leads: None };
+    if !candidate.problems.is_empty() {
+        return plain(format!("it is not valid: {}", candidate.problems.join("; ")));
+    }
+    let wanted = job.request.class_name.as_deref();
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != candidate.name()) {
+        return plain(format!("the runner asks for JobClass \"{wanted}\""));
+    }
+    if wanted.is_none() && !candidate.takes_part() {
+        return plain("it has no `match`: only runners that name it get it".to_owned());
+    }
+    match (candidate.answer(job), ahead) {
+        (Answer::Takes, None) => Standing { text: "it takes the job".to_owned(), leads: Some(true) },
+        (Answer::Takes, Some((first, true))) => {
+            let name = first.name();
+            let but = match Lead::of(first, candidate, job) {
+                Lead::Priority(first, own) => {
+                    format!("its priority {own} is below that of \"{name}\" ({first})")
+                }
+                Lead::Tags(first, own) => format!(
+                    "the job leaves more of its tags unused ({own}) than of those of \"{name}\" ({first})"
+                ),
+                Lead::Fit => format!("the match of \"{name}\" is closer to the job"),
+                Lead::Name => format!("\"{name}\" comes first by name"),
+            };
+            plain(format!("it takes the job too, but {but}"))
+        }
+        (Answer::Takes, Some((first, false))) => {
+            plain(format!("it takes the job, but \"{}\" comes first, whose expression fails", first.name()))
+        }
+        (Answer::Refuses(why), _) => plain(why),
+        (Answer::Fails(why), _) => Standing {
+            text: format!("its expression fails: {why}"),
+            leads: (!candidate.audits()).then_some(false),
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 mod answer;
 mod identity;
 mod output;
+mod preview;
 mod request;
 mod script;
 mod session;
@@ -33,6 +34,7 @@ use output::Console;
 use request::{Job, JobName, Wishes};
 use session::{Session, Sessions, Setting};
 
+pub use preview::preview;
 pub use request::{Mistake, Request, read, read_file};
 
 /// How long the API server may take to say whether a job is still there.

@@ -120,6 +120,24 @@ fn mistake<T>(sentence: impl Into<String>) -> Result<T, Mistake> {
 
 /// Reads the request from where it comes from.
 pub fn read(input: impl Read) -> Result<Request, Mistake> {
+    parse(&all_of(input)?)
+}
+
+/// Reads a request from a file.
+pub fn read_file(path: &Path) -> Result<Request, Mistake> {
+    parse(&bytes(Some(path))?)
+}
+
+/// What is in a file, or comes from standard input where none is named.
+pub fn bytes(path: Option<&Path>) -> Result<Vec<u8>, Mistake> {
+    let Some(path) = path else { return all_of(io::stdin().lock()) };
+    match File::open(path) {
+        Ok(file) => all_of(file),
+        Err(error) => mistake(format!("cannot read the request in {}: {error}", path.display())),
+    }
+}
+
+fn all_of(input: impl Read) -> Result<Vec<u8>, Mistake> {
     let mut bytes = Vec::new();
     match input.take(LIMIT + 1).read_to_end(&mut bytes) {
         Ok(_) => {}
@@ -130,15 +148,7 @@ pub fn read(input: impl Read) -> Result<Request, Mistake> {
     if bytes.len() as u64 > LIMIT {
         return mistake(format!("standard input is longer than {} MiB", LIMIT / 1024 / 1024));
     }
-    parse(&bytes)
-}
-
-/// Reads a request from a file.
-pub fn read_file(path: &Path) -> Result<Request, Mistake> {
-    match File::open(path) {
-        Ok(file) => read(file),
-        Err(error) => mistake(format!("cannot read the request in {}: {error}", path.display())),
-    }
+    Ok(bytes)
 }
 
 /// Reads a request.

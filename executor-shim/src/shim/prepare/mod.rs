@@ -1,7 +1,6 @@
 //! `prepare`: waits until the agents in both containers of the job's pod have answered.
 
 mod lines;
-mod table;
 
 use std::time::Duration;
 

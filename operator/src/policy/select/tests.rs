@@ -279,3 +279,64 @@ proptest! {
         prop_assert_eq!(&before, &format!("{:?}", run(&request, &classes)));
     }
 }
+
+#[test]
+fn every_class_says_where_it_stands() {
+    let classes = vec![
+        class("default", None),
+        class("by-name", None),
+        tagged("b", &["x"]),
+        tagged("a", &["x"]),
+        tagged("wide", &["x", "y"]),
+        tagged("other", &["y"]),
+        with(tagged("first", &["x"]), |spec| spec.priority = 5),
+        with(class("broken", Some(Matching::default())), |spec| {
+            spec.matching = Some(Matching { projects: vec!["a//b".to_owned()], ..Matching::default() });
+        }),
+    ];
+    let standings = |request: &JobRequest, classes: &[JobClass]| -> Vec<(String, String)> {
+        let candidates: Vec<_> =
+            classes.iter().map(|class| Arc::new(Candidate::new(Arc::new(class.clone())))).collect();
+        super::standings(Subject { request, namespace: "ci-jobs" }, &candidates)
+    };
+    let pairs = |standings: &[(String, String)]| -> Vec<String> {
+        standings.iter().map(|(name, text)| format!("{name}: {text}")).collect()
+    };
+    assert_eq!(
+        pairs(&standings(&job(&["x"]), &classes)),
+        [
+            "first: it takes the job",
+            "a: it takes the job too, but its priority 0 is below that of \"first\" (5)",
+            "b: it takes the job too, but its priority 0 is below that of \"first\" (5)",
+            "other: it does not have the tag x",
+            "wide: it takes the job too, but its priority 0 is below that of \"first\" (5)",
+            "broken: it is not valid: match.projects[0] \"a//b\" is not a pattern: it has an empty segment: remove the leading, trailing or doubled slash",
+            "default: it takes the job too, but its priority 0 is below that of \"first\" (5)",
+            "by-name: it has no `match`: only runners that name it get it",
+        ]
+    );
+    assert_eq!(
+        pairs(&standings(&job(&["x"]), &classes[..5])),
+        [
+            "a: it takes the job",
+            "b: it takes the job too, but \"a\" comes first by name",
+            "wide: it takes the job too, but the job leaves more of its tags unused (1) than of those of \"a\" (0)",
+            "default: it takes the job too, but the match of \"a\" is closer to the job",
+            "by-name: it has no `match`: only runners that name it get it",
+        ]
+    );
+    let named = standings(&naming("other", job(&["x"])), &classes[4..7]);
+    assert_eq!(
+        pairs(&named),
+        [
+            "first: the runner asks for JobClass \"other\"",
+            "other: it does not have the tag x",
+            "wide: the runner asks for JobClass \"other\"",
+        ]
+    );
+    let failing = Matching { expression: Some("job.tags[5] == 'x'".to_owned()), ..Matching::default() };
+    let failing = with(class("fails", Some(failing)), |spec| spec.priority = 1);
+    let blocked = standings(&job(&["x"]), &[failing, tagged("a", &["x"])]);
+    assert!(blocked[0].1.starts_with("its expression fails: "), "{blocked:?}");
+    assert_eq!(blocked[1].1, "it takes the job, but \"fails\" comes first, whose expression fails");
+}

@@ -1,6 +1,6 @@
-//! The table in the job log of what the job asked for and what became of it. Pure.
+//! The table of what a job asked for and what became of it, as its log shows it. Pure.
 
-use roadstead_crds::status::{OverrideOutcome, OverrideReport};
+use crate::status::{OverrideOutcome, OverrideReport};
 
 /// Longest text of a cell, in characters. Annotations can be long.
 const WIDEST: usize = 60;
