@@ -19,6 +19,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the operator is killed while the job's pod is being started",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: true,
         run: |site| Box::pin(operator_killed_at_start(site)),
     },
     Fault {
@@ -26,6 +27,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the API server is killed and comes back at once",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Killed)),
     },
     Fault {
@@ -33,6 +35,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the API server is away for 10 s",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Down(Duration::from_secs(10)))),
     },
     Fault {
@@ -40,6 +43,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the API server is away for 60 s",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Down(Duration::from_secs(60)))),
     },
     Fault {
@@ -47,6 +51,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the API server answers nothing for 20 s, its connections stay open",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Hung(Duration::from_secs(20)))),
     },
     Fault {
@@ -54,6 +59,7 @@ pub const FAULTS: &[Fault] = &[
         what: "etcd is killed and comes back at once",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Etcd, Way::Killed)),
     },
     Fault {
@@ -61,6 +67,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the kubelet is killed and comes back at once",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Kubelet, Way::Killed)),
     },
     Fault {
@@ -68,6 +75,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the kubelet is away for 20 s",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Kubelet, Way::Down(Duration::from_secs(20)))),
     },
     Fault {
@@ -75,6 +83,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the container runtime is killed and comes back at once",
         right: EVERY_BYTE,
         needs_host: true,
+        alone: true,
         run: |site| Box::pin(disturbed(site, Component::Containerd, Way::Killed)),
     },
 ];

@@ -10,7 +10,7 @@ use roadstead_crds::Reason;
 use roadstead_crds::labels::BUILD_CONTAINER;
 
 use super::judge::{ended, final_reason};
-use super::{DEADLINE, Fault, Finding, SOON, Site};
+use super::{DEADLINE, Fault, Finding, SOON, Site, system_failure};
 use crate::coordinator::JobSpec;
 use crate::exec::capture;
 use crate::harness::{Harness, Outcome, RunningJob};
@@ -22,6 +22,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the script's shell gets SIGKILL",
         right: "fails with exit code 137 at once",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(shell_killed(site)),
     },
     Fault {
@@ -29,6 +30,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the script takes more memory than its container may have",
         right: "fails with exit code 137, and the job log says why",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(out_of_memory(site)),
     },
     Fault {
@@ -36,6 +38,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the first process of the build container gets SIGKILL from outside",
         right: "fails as the system's failure, and what the script had said is delivered",
         needs_host: true,
+        alone: false,
         run: |site| Box::pin(container_killed(site)),
     },
     Fault {
@@ -43,6 +46,7 @@ pub const FAULTS: &[Fault] = &[
         what: "somebody deletes the pod",
         right: "fails as the system's failure, and the job log says why",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(pod_deleted(site)),
     },
     Fault {
@@ -50,6 +54,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the pod is evicted, as when its node is drained",
         right: "fails as the system's failure, and the job log says why",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(pod_evicted(site)),
     },
     Fault {
@@ -57,6 +62,7 @@ pub const FAULTS: &[Fault] = &[
         what: "somebody deletes the CiJob",
         right: "fails as the system's failure, and the pod goes",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(cijob_deleted(site)),
     },
     Fault {
@@ -64,6 +70,7 @@ pub const FAULTS: &[Fault] = &[
         what: "gitlab-runner gets SIGKILL; the shim lives on",
         right: "ends within the class's orphan time as ClientLost",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(client_lost(site, false)),
     },
     Fault {
@@ -71,16 +78,10 @@ pub const FAULTS: &[Fault] = &[
         what: "gitlab-runner and the shim get SIGKILL, as when their machine is gone",
         right: "ends within the class's orphan time as ClientLost",
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(client_lost(site, true)),
     },
 ];
-
-/// A class of this suite's own, which every fault that needs one sets as it wants it.
-const CLASS: &str = "faults";
-
-fn system_failure(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::SystemFailure { .. })
-}
 
 fn killed(outcome: &Outcome) -> bool {
     *outcome == Outcome::ScriptFailure { exit_code: 137 }
@@ -105,8 +106,7 @@ async fn shell_killed(site: &Site<'_>) -> Result<Finding> {
 
 async fn out_of_memory(site: &Site<'_>) -> Result<Finding> {
     let class = site
-        .bench
-        .class(CLASS, |class| {
+        .class(|class| {
             let build = &mut class.spec.resources.build;
             build.requests.remove("memory");
             build.limits.insert("memory".to_owned(), "64Mi".to_owned());
@@ -179,7 +179,7 @@ async fn cijob_deleted(site: &Site<'_>) -> Result<Finding> {
 
 async fn client_lost(site: &Site<'_>, with_shim: bool) -> Result<Finding> {
     let orphan = Duration::from_secs(10);
-    let class = site.bench.class(CLASS, |class| class.spec.timeouts.orphan_seconds = 10).await?;
+    let class = site.class(|class| class.spec.timeouts.orphan_seconds = 10).await?;
     let spec = site.job()?.script(["echo run''ning", "sleep 300"]);
     let harness = Harness::new(site.bench.runner().env("ROADSTEAD_CLASS", class))?;
     let job = harness.start(&spec).await?;

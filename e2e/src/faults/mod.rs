@@ -4,6 +4,7 @@
 mod components;
 mod judge;
 mod lifecycle;
+mod objects;
 mod streams;
 mod table;
 
@@ -12,10 +13,13 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use kube::api::ListParams;
+use futures::{StreamExt as _, stream};
+use kube::api::{DeleteParams, ListParams};
+use roadstead_crds::JobClass;
 
 use crate::cluster::Cluster;
 use crate::coordinator::JobSpec;
+use crate::harness::Outcome;
 use crate::installation::Installation;
 use crate::progress::Progress;
 
@@ -29,6 +33,9 @@ const DEADLINE: Duration = Duration::from_mins(4);
 const SOON: Duration = Duration::from_secs(90);
 /// Looks at things of this process, or at a cluster that cannot be watched because it is coming back.
 const SHORT: Duration = Duration::from_millis(50);
+
+/// How many faults that break nothing but their own job are run at once.
+const TOGETHER: usize = 4;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -51,6 +58,8 @@ pub struct Fault {
     pub right: &'static str,
     /// Whether it needs the parts of a cluster that only the provider `host` gives access to.
     pub needs_host: bool,
+    /// Whether other jobs would notice it.
+    alone: bool,
     run: for<'a> fn(&'a Site<'a>) -> Run<'a>,
 }
 
@@ -59,6 +68,8 @@ type Run<'a> = Pin<Box<dyn Future<Output = Result<Finding>> + 'a>>;
 /// Where faults happen.
 struct Site<'a> {
     bench: &'a Installation,
+    /// Name of the fault.
+    fault: &'static str,
     random: fastrand::Rng,
 }
 
@@ -79,7 +90,7 @@ struct Finding {
 
 /// All faults, in the order in which they are run.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    streams::FAULTS.iter().chain(lifecycle::FAULTS).chain(components::FAULTS)
+    streams::FAULTS.iter().chain(lifecycle::FAULTS).chain(objects::FAULTS).chain(components::FAULTS)
 }
 
 /// The faults by name, with what happens and what a job must come to.
@@ -100,33 +111,40 @@ pub fn list() -> String {
 pub async fn run(progress: Progress, cluster: Cluster, options: &Options) -> Result<Table> {
     let chosen = choose(&options.only)?;
     let bench = Installation::of(cluster).await?;
-    let mut table = Table::default();
-    for fault in chosen {
-        let mut row = Row::new(fault.name);
-        if fault.needs_host && bench.cluster.host.is_none() {
-            progress.say(format_args!("faults: {}: skipped, it needs the provider host", fault.name));
-            row.skipped = true;
-            table.rows.push(row);
-            continue;
-        }
-        for round in 0..options.repeat {
-            let seed = seed_of(options.seed, fault.name, round);
-            let site = Site { bench: &bench, random: fastrand::Rng::with_seed(seed) };
-            let began = Instant::now();
-            let finding = once(fault, &site).await;
-            progress.say(format_args!(
-                "faults: {} {}/{}: {} in {:.1} s",
-                fault.name,
-                round + 1,
-                options.repeat,
-                describe(&finding),
-                began.elapsed().as_secs_f64()
-            ));
-            row.add(finding);
-        }
-        table.rows.push(row);
+    let row = |fault| row(&progress, &bench, fault, options);
+    // In the order in which they are run, as `chosen` has it.
+    let (alone, together): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|fault| fault.alone);
+    let mut rows: Vec<Row> = stream::iter(together).map(row).buffered(TOGETHER).collect().await;
+    for fault in alone {
+        rows.push(row(fault).await);
     }
-    Ok(table)
+    Ok(Table { rows })
+}
+
+/// Runs a fault as often as it is wanted.
+async fn row(progress: &Progress, bench: &Installation, fault: &'static Fault, options: &Options) -> Row {
+    let mut row = Row::new(fault.name);
+    if fault.needs_host && bench.cluster.host.is_none() {
+        progress.say(format_args!("faults: {}: skipped, it needs the provider host", fault.name));
+        row.skipped = true;
+        return row;
+    }
+    for round in 0..options.repeat {
+        let seed = seed_of(options.seed, fault.name, round);
+        let site = Site { bench, fault: fault.name, random: fastrand::Rng::with_seed(seed) };
+        let began = Instant::now();
+        let finding = once(fault, &site).await;
+        progress.say(format_args!(
+            "faults: {} {}/{}: {} in {:.1} s",
+            fault.name,
+            round + 1,
+            options.repeat,
+            describe(&finding),
+            began.elapsed().as_secs_f64()
+        ));
+        row.add(finding);
+    }
+    row
 }
 
 fn choose(only: &[String]) -> Result<Vec<&'static Fault>> {
@@ -162,9 +180,15 @@ fn describe(finding: &Result<Finding>) -> String {
     }
 }
 
+/// Whether gitlab-runner took it for the system's failure, not the job's.
+fn system_failure(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::SystemFailure { .. })
+}
+
 async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
     let found = (fault.run)(site).await;
     site.settle().await?;
+    site.remove_class().await?;
     let mut finding = found?;
     if let Err(error) = site.bench.wait_no_pods(finding.job, SOON).await {
         finding.pod_left = true;
@@ -183,6 +207,25 @@ impl Site<'_> {
     /// A job in the smallest image.
     fn job(&self) -> Result<JobSpec> {
         Ok(JobSpec::fresh().image(self.bench.image("busybox")?))
+    }
+
+    /// A class that is `default` but for this change, while the fault lasts.
+    async fn class(&self, change: impl FnOnce(&mut JobClass)) -> Result<String> {
+        self.bench.class(&self.class_name(), change).await
+    }
+
+    async fn remove_class(&self) -> Result<()> {
+        let name = self.bench.class_name(&self.class_name());
+        match self.bench.classes().delete(&name, &DeleteParams::default()).await {
+            Err(error) if !matches!(&error, kube::Error::Api(status) if status.code == 404) => {
+                Err(error).context("cannot remove the fault's class")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn class_name(&self) -> String {
+        format!("fault-{}", self.fault)
     }
 
     /// Waits until the cluster answers and the operator is there again.

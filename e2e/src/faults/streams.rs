@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 
 use super::judge::{BEGIN, END, Load, goes_on, longest_silence};
 use super::{DEADLINE, EVERY_BYTE, Fault, Finding, Site};
@@ -16,6 +17,7 @@ pub const FAULTS: &[Fault] = &[
         what: "twelve connections in a row are reset, each after a random number of bytes of output",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(reset_at_random_bytes(site)),
     },
     Fault {
@@ -23,6 +25,7 @@ pub const FAULTS: &[Fault] = &[
         what: "connections are reset at random bytes while the pod is prepared and scripts of 2 MB are sent to it",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(reset_from_the_start(site)),
     },
     Fault {
@@ -30,6 +33,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the connection is reset forty times, as soon as output flows again",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(many_resets(site)),
     },
     Fault {
@@ -37,6 +41,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the connection is reset while the script says nothing",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(reset_in_silence(site)),
     },
     Fault {
@@ -44,6 +49,7 @@ pub const FAULTS: &[Fault] = &[
         what: "the connection stays open and passes nothing on any more",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(half_open(site)),
     },
     Fault {
@@ -51,7 +57,16 @@ pub const FAULTS: &[Fault] = &[
         what: "the connection passes 256 KiB a second",
         right: EVERY_BYTE,
         needs_host: false,
+        alone: false,
         run: |site| Box::pin(thin_line(site)),
+    },
+    Fault {
+        name: "shim-stopped",
+        what: "the shim is stopped for 10 s while much output flows, and reads nothing",
+        right: EVERY_BYTE,
+        needs_host: false,
+        alone: false,
+        run: |site| Box::pin(shim_stopped(site)),
     },
 ];
 
@@ -142,4 +157,17 @@ async fn thin_line(site: &Site<'_>) -> Result<Finding> {
         Ok(None)
     })
     .await
+}
+
+async fn shim_stopped(site: &Site<'_>) -> Result<Finding> {
+    let load = Load { chunks: 5, numbers: 90_000, pause: 10 };
+    let spec = load.script(site.job()?);
+    let job = site.bench.harness()?.start(&spec).await?;
+    job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
+    let shim = job.process().context("no shim is running")?;
+    shim.signal(Signal::SIGSTOP)?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    shim.signal(Signal::SIGCONT)?;
+    let recovery = goes_on(&job).await?;
+    Ok(load.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery)))
 }

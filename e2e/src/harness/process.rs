@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -94,6 +95,15 @@ impl Orphan {
         let mut exit = self.exit.clone();
         let waited = tokio::time::timeout(deadline, exit.wait_for(Option::is_some)).await;
         waited.ok()?.ok().and_then(|status| *status)
+    }
+
+    /// Sends a signal to its whole group.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        ensure!(signal_group(self.pid, signal), "process {} is gone", self.pid);
+        Ok(())
     }
 
     /// Kills its whole group; for cleaning up.

@@ -12,7 +12,7 @@ use crate::coordinator::{Coordinator, JobState, contains};
 use super::build::Build;
 use super::error::JobError;
 use super::moment::Moment;
-use super::process::Task;
+use super::process::{Orphan, Task};
 use super::real::RealJob;
 use super::result::{JobResult, Outcome, firsts};
 
@@ -163,6 +163,14 @@ impl RunningJob {
                 drop(job.take_task());
             }
             Kind::Real(job) => job.kill(),
+        }
+    }
+
+    /// The driver's process that was started last; `None` before the first one, and with a real runner, which does not tell.
+    pub fn process(&self) -> Option<Orphan> {
+        match &self.0 {
+            Kind::Harness(job) => job.build.runner.latest.borrow().clone(),
+            Kind::Real(_) => None,
         }
     }
 

@@ -1,0 +1,170 @@
+//! The cluster refuses the job's pod, or somebody writes into the job's objects.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, PostParams};
+use roadstead_crds::Reason;
+use serde_json::{Value, json};
+
+use super::judge::{BEGIN, Load, ended, longest_silence};
+use super::{DEADLINE, EVERY_BYTE, Fault, Finding, SHORT, SOON, Site, system_failure};
+use crate::exec::capture;
+
+/// The faults.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "admission-refuses",
+        what: "an admission policy refuses the job's pod",
+        right: "fails as the system's failure, with the policy's own words",
+        needs_host: false,
+        alone: false,
+        run: |site| Box::pin(admission_refuses(site)),
+    },
+    Fault {
+        name: "limit-range-refuses",
+        what: "a LimitRange of the namespace has no room for the job's pod",
+        right: "fails as the system's failure, with the cluster's own words",
+        needs_host: false,
+        alone: true,
+        run: |site| Box::pin(limit_range_refuses(site)),
+    },
+    Fault {
+        name: "registry-down",
+        what: "the registry of the job's image refuses connections",
+        right: "fails as the system's failure, with the node's own words",
+        needs_host: false,
+        alone: false,
+        run: |site| Box::pin(registry_down(site)),
+    },
+    Fault {
+        name: "status-removed",
+        what: "somebody removes the CiJob's status while the job runs",
+        right: EVERY_BYTE,
+        needs_host: false,
+        alone: false,
+        run: |site| Box::pin(status_removed(site)),
+    },
+];
+
+/// A line of 10 numbers every 0.2 s, for 3 s.
+const SHORT_LOAD: Load = Load { chunks: 15, numbers: 10, pause: 2 };
+
+/// Objects that are there until this is dropped.
+struct Applied<'a> {
+    site: &'a Site<'a>,
+    file: String,
+}
+
+impl<'a> Applied<'a> {
+    fn new(site: &'a Site<'a>, name: &str, objects: &[Value]) -> Result<Self> {
+        let path = site.bench.dir().join(name);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        fs::write(&path, list.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        let applied = Self { site, file: path.display().to_string() };
+        capture(&mut site.bench.cluster.kubectl(["apply", "--filename", &applied.file]))?;
+        Ok(applied)
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        let delete = ["delete", "--ignore-not-found", "--filename", &self.file];
+        // Whoever comes next is told by its own failure.
+        let _ = capture(&mut self.site.bench.cluster.kubectl(delete));
+    }
+}
+
+/// Waits until the API server refuses such a pod: it learns of new rules a little later.
+async fn refused(site: &Site<'_>, pod: Value) -> Result<()> {
+    let pod: Pod = serde_json::from_value(pod)?;
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let until = Instant::now() + SOON;
+    while site.bench.pods().create(&dry, &pod).await.is_ok() {
+        if Instant::now() >= until {
+            bail!("the API server takes the pod, for {SOON:?}");
+        }
+        tokio::time::sleep(SHORT).await;
+    }
+    Ok(())
+}
+
+/// A pod with a limit of memory, in a namespace that enforces `baseline`.
+fn probe(name: &str) -> Value {
+    let resources = json!({"limits": {"memory": "64Mi"}});
+    let containers = [json!({"name": "probe", "image": "probe", "resources": resources})];
+    json!({"metadata": {"name": name}, "spec": {"containers": containers}})
+}
+
+async fn admission_refuses(site: &Site<'_>) -> Result<Finding> {
+    let spec = site.job()?.script(["true"]);
+    let prefix = format!("cij-{}-", spec.id);
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "roadstead-fault"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]},
+            ]},
+            "matchConditions": [
+                {"name": "job", "expression": format!("object.metadata.name.startsWith('{prefix}')")},
+            ],
+            "validations": [{"expression": "false", "message": "no ship leaves today"}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "roadstead-fault"},
+        "spec": {"policyName": "roadstead-fault", "validationActions": ["Deny"]},
+    });
+    let _there = Applied::new(site, "admission.json", &[policy, binding])?;
+    refused(site, probe(&format!("{prefix}probe"))).await?;
+    let since = Instant::now();
+    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
+    let words = "no ship leaves today";
+    ended(site, &result, system_failure, words, &[Reason::PodRejected], since.elapsed()).await
+}
+
+async fn limit_range_refuses(site: &Site<'_>) -> Result<Finding> {
+    let range = json!({
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "roadstead-fault", "namespace": site.bench.job_namespace()},
+        "spec": {"limits": [{"type": "Pod", "max": {"memory": "32Mi"}}]},
+    });
+    let _there = Applied::new(site, "limits.json", &[range])?;
+    refused(site, probe("roadstead-fault")).await?;
+    let spec = site.job()?.script(["true"]);
+    let since = Instant::now();
+    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
+    let words = "maximum memory usage per Pod is 32Mi";
+    ended(site, &result, system_failure, words, &[Reason::PodRejected], since.elapsed()).await
+}
+
+async fn registry_down(site: &Site<'_>) -> Result<Finding> {
+    // Nobody listens on the node's port 1.
+    let spec = site.job()?.image("localhost:1/none:1").script(["true"]);
+    let since = Instant::now();
+    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
+    let words = "connection refused";
+    ended(site, &result, system_failure, words, &[Reason::ImagePullFailed], since.elapsed()).await
+}
+
+async fn status_removed(site: &Site<'_>) -> Result<Finding> {
+    let spec = SHORT_LOAD.script(site.job()?);
+    let job = site.bench.harness()?.start(&spec).await?;
+    job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
+    let name = site.bench.cijob_of(spec.id).await?.metadata.name.unwrap_or_default();
+    let nothing = Patch::Merge(json!({"status": null}));
+    site.bench
+        .cijobs()
+        .patch_status(&name, &PatchParams::default(), &nothing)
+        .await
+        .context("cannot remove the status")?;
+    let recovery = longest_silence(&job).await?;
+    Ok(SHORT_LOAD.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery)))
+}
