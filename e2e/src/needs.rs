@@ -18,7 +18,6 @@ pub enum Need {
 /// Tests that need more than a cluster, by their names for libtest.
 const NEEDS: &[(&str, Need)] = &[
     ("bench::the_benchmark_measures_every_row", Need::AuditLog),
-    ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
     ("chart::helm_test_runs_a_job_or_says_why_it_cannot", Need::OwnCluster),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
@@ -27,6 +26,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("secrets::a_masked_value_is_nowhere_but_in_the_job", Need::Components),
     ("takeover::a_killed_leader_is_followed_within_the_lease", Need::Components),
     ("takeover::a_rollout_is_not_noticed_by_jobs", Need::OwnCluster),
+    ("takeover::a_timeout_and_a_queue_survive_the_operator_that_kept_them", Need::Components),
     ("takeover::a_stopped_leader_is_followed_and_writes_nothing_when_it_goes_on", Need::Components),
     ("takeover::two_operators_that_both_work_give_a_job_one_pod", Need::Components),
 ];
@@ -52,10 +52,14 @@ impl Need {
     }
 }
 
-/// The tests that cannot run on that provider's clusters, each with the reason.
-pub fn left_out(provider: Name) -> Vec<(&'static str, &'static str)> {
+/// Tests of the agent as the first process of a container, by the name of their module.
+const ROOTS: (&str, &str) = ("namespace::", "they make namespaces of processes, which needs root");
+
+/// The tests that cannot run on that provider's clusters, or not by this user, each with the reason.
+pub fn left_out(provider: Name, root: bool) -> Vec<(&'static str, &'static str)> {
     let lacking = NEEDS.iter().filter(|(_, need)| !need.is_given_by(provider));
-    lacking.map(|(test, need)| (*test, need.lacking())).collect()
+    let lacking = lacking.map(|(test, need)| (*test, need.lacking()));
+    lacking.chain((!root).then_some(ROOTS)).collect()
 }
 
 #[cfg(test)]
@@ -146,10 +150,11 @@ mod tests {
 
     #[test]
     fn the_host_leaves_nothing_out_and_the_others_say_why() {
-        assert!(left_out(Name::Host).is_empty());
-        let names = |provider| left_out(provider).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert!(left_out(Name::Host, true).is_empty());
+        let names = |provider| left_out(provider, true).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(Name::Existing).len(), NEEDS.len());
         assert!(names(Name::Kind).len() < NEEDS.len());
-        assert!(left_out(Name::Kind).iter().all(|(_, why)| why.starts_with("it ")));
+        assert!(left_out(Name::Kind, true).iter().all(|(_, why)| why.starts_with("it ")));
+        assert_eq!(left_out(Name::Host, false), [ROOTS]);
     }
 }

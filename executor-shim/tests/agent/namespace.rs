@@ -1,27 +1,16 @@
-//! The agent as PID 1 of a namespace of its own, as in a container. Needs root.
+//! The agent as PID 1 of a namespace of its own, as in a container. Needs root: `cargo e2e test` leaves these out for others.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
 use executor_shim::wire::message::{RefusalReason, Work};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use roadstead_crds::labels::ORPHANED_EXIT_CODE;
 use tempfile::TempDir;
 
 use super::client::{Connection, Session};
 use super::world::{Agent, POD, binary, until};
-
-/// Whether this machine lets the tests make namespaces. Where not, they say so and pass.
-#[allow(clippy::print_stderr)]
-fn possible() -> bool {
-    let tried = Command::new("unshare").args(["--pid", "--mount", "--fork", "--mount-proc", "true"]).output();
-    let possible = tried.as_ref().is_ok_and(|output| output.status.success());
-    if !possible {
-        eprintln!("skipped: a PID namespace needs root and `unshare`: {tried:?}");
-    }
-    possible
-}
 
 struct Container {
     dir: TempDir,
@@ -37,6 +26,7 @@ impl Container {
 
     /// An agent that `setup`, a shell script, has turned into PID 1.
     fn with(container: &str, flags: &[&str], setup: &str) -> Self {
+        assert!(geteuid().is_root(), "this test makes a namespace of processes, which needs root");
         let dir = tempfile::tempdir().unwrap();
         let everybody = || std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path(), everybody()).unwrap();
@@ -113,9 +103,6 @@ impl Drop for Container {
 
 #[test]
 fn thousands_of_orphans_are_reaped() {
-    if !possible() {
-        return;
-    }
     let container = Container::start();
     let out = container.run("echo $$; i=0; while [ $i -lt 3000 ]; do (sleep 0 &); i=$((i+1)); done");
     assert_ne!(out.trim(), "1");
@@ -125,9 +112,6 @@ fn thousands_of_orphans_are_reaped() {
 
 #[test]
 fn nothing_inside_ends_or_stops_process_1() {
-    if !possible() {
-        return;
-    }
     let container = Container::start();
     let script = "
         for round in 1 2; do for signal in $(seq 1 64); do kill -$signal 1 2>/dev/null; done; done
@@ -141,9 +125,6 @@ fn nothing_inside_ends_or_stops_process_1() {
 
 #[test]
 fn an_execed_process_inside_may_not_end_it_either() {
-    if !possible() {
-        return;
-    }
     let container = Container::start();
     container.socket();
     assert!(container.exec(&["kill", "-TERM", "1"]).status().unwrap().success());
@@ -152,9 +133,6 @@ fn an_execed_process_inside_may_not_end_it_either() {
 
 #[test]
 fn who_is_outside_ends_it_in_order() {
-    if !possible() {
-        return;
-    }
     // Also a script that says that all is well was not let to its end.
     for code in [0, 1] {
         let mut container = Container::start();
@@ -178,9 +156,6 @@ fn who_is_outside_ends_it_in_order() {
 
 #[test]
 fn only_who_was_execed_from_outside_may_speak() {
-    if !possible() {
-        return;
-    }
     let mut container = Container::start();
     let run = container.dir.path().join("run").to_str().unwrap().to_owned();
     let attach = format!("{} attach --run-dir {run}", binary());
@@ -206,9 +181,6 @@ fn only_who_was_execed_from_outside_may_speak() {
 
 #[test]
 fn a_direct_connection_from_outside_the_namespace_is_refused() {
-    if !possible() {
-        return;
-    }
     let container = Container::start();
     container.socket();
     let stream =
@@ -219,9 +191,6 @@ fn a_direct_connection_from_outside_the_namespace_is_refused() {
 
 #[test]
 fn root_without_the_right_to_trace_cannot_look_into_process_1() {
-    if !possible() {
-        return;
-    }
     // What container runtimes leave to root.
     let caps = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,\
                 +net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
@@ -238,9 +207,6 @@ fn root_without_the_right_to_trace_cannot_look_into_process_1() {
 
 #[test]
 fn the_last_stage_spares_who_was_execed_from_outside() {
-    if !possible() {
-        return;
-    }
     let container = Container::start();
     container.socket();
     let mut guest = container.exec(&["sleep", "1000"]).spawn().unwrap();
@@ -258,9 +224,6 @@ fn the_last_stage_spares_who_was_execed_from_outside() {
 
 #[test]
 fn any_user_and_a_read_only_root_will_do() {
-    if !possible() {
-        return;
-    }
     let setup = "mount --bind $DIR $DIR && mount -o remount,ro,bind / && \
                  exec setpriv --reuid=54321 --regid=54321 --clear-groups --no-new-privs -- \"$@\"";
     let container = Container::with("helper", &[], setup);
@@ -278,18 +241,12 @@ fn any_user_and_a_read_only_root_will_do() {
 
 #[test]
 fn an_orphaned_container_ends_with_its_code() {
-    if !possible() {
-        return;
-    }
     let mut container = Container::with("helper", &["--orphan-ms", "300"], "exec \"$@\"");
     assert_eq!(container.exit_code(), Some(ORPHANED_EXIT_CODE));
 }
 
 #[test]
 fn a_full_volume_is_never_a_success() {
-    if !possible() {
-        return;
-    }
     let container =
         Container::with("build", &[], "mount -t tmpfs -o size=512k,mode=777 x $DIR/spool && exec \"$@\"");
     let mut session = Session::new("head -c 2000000 /dev/zero; exit 0");
