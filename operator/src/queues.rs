@@ -308,7 +308,7 @@ impl Known {
             uid: metadata.uid.as_deref().unwrap_or_default(),
             namespace: metadata.namespace.as_deref().unwrap_or_default(),
             project: (request.server.as_str(), request.project.id),
-            created,
+            created: (created, request.requested_at.0),
             stand: self.stand,
             served,
         }

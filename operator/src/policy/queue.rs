@@ -19,8 +19,8 @@ pub struct Entry<'a> {
     pub namespace: &'a str,
     /// Server and number of its project.
     pub project: Project<'a>,
-    /// When the CiJob was created.
-    pub created: Timestamp,
+    /// When the CiJob was created, to the second, and when the shim asked for it.
+    pub created: (Timestamp, Timestamp),
     /// Whether it has a place.
     pub stand: Stand,
     /// When it got it.
@@ -246,7 +246,7 @@ struct Turn<'a> {
     running: usize,
     /// The round of this question in which it was served, and when it was before that.
     served: (usize, Timestamp),
-    created: Timestamp,
+    created: (Timestamp, Timestamp),
     uid: &'a str,
     project: Project<'a>,
 }

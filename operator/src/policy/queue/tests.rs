@@ -10,7 +10,14 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn entry(uid: &'static str, project: i64, created: i64, stand: Stand) -> Entry<'static> {
-    Entry { uid, namespace: "jobs", project: ("gitlab", project), created: at(created), stand, served: None }
+    Entry {
+        uid,
+        namespace: "jobs",
+        project: ("gitlab", project),
+        created: (at(created), at(0)),
+        stand,
+        served: None,
+    }
 }
 
 fn waits(uid: &'static str, project: i64, created: i64) -> Entry<'static> {
@@ -44,6 +51,15 @@ fn projects_take_turns_and_the_oldest_comes_first() {
     assert_eq!(uids(&line), ["a1", "b1", "c1", "a2", "b2", "a3"]);
     assert_eq!(admitted(&line), ["a1", "b1"]);
     assert_eq!((line[2].obstacle, line[2].running), (Some(Obstacle::Class), 1));
+}
+
+#[test]
+fn who_asked_first_comes_first_within_a_second() {
+    let mut entries = [waits("a", 1, 1), waits("b", 1, 1), waits("c", 1, 0)];
+    entries[0].created.1 = at(7);
+    entries[1].created.1 = at(5);
+    entries[2].created.1 = at(9);
+    assert_eq!(uids(&line(&entries, Concurrency::default(), |_| Quota::Open)), ["c", "b", "a"]);
 }
 
 #[test]
@@ -131,7 +147,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry<'static>>> {
                 uid,
                 namespace,
                 project: ("gitlab", project),
-                created: at(created),
+                created: (at(created), at(0)),
                 stand,
                 served: served.filter(|_| stand != Stand::Waits).map(at),
             })
