@@ -15,7 +15,7 @@ mod placement;
 mod resources;
 mod time;
 
-pub use matching::{JobClassStatus, Matching, Mode, RefMatching};
+pub use matching::{ClassJobs, JobClassStatus, Matching, Mode, RefMatching, Rejection};
 pub use placement::{Allowed, Placement, PlacementRule};
 pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
 pub use time::{Concurrency, DEFAULT_QUEUE_SECONDS, Timeouts};
@@ -41,6 +41,8 @@ pub const DEFAULT_CLASS: &str = "default";
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image.default"),
     printcolumn(name = "Shell", type_ = "string", json_path = ".spec.builds.shell"),
+    printcolumn(name = "Running", type_ = "integer", json_path = ".status.jobs.running"),
+    printcolumn(name = "Queued", type_ = "integer", json_path = ".status.jobs.queued"),
     printcolumn(name = "Max", type_ = "integer", json_path = ".spec.concurrency.max"),
     printcolumn(name = "Timeout", type_ = "integer", json_path = ".spec.timeouts.jobSeconds"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),

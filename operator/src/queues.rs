@@ -18,6 +18,7 @@ use crate::backoff::{Backoffs, Random};
 use crate::classes::Classes;
 use crate::job::memory::Memory;
 use crate::job::status::waits_for_room;
+use crate::policy::census::Census;
 use crate::policy::queue::{self, Entry, Obstacle, Quota, Room, Stand, Wait, Waiting};
 use crate::policy::select::Candidate;
 use crate::policy::timeouts;
@@ -40,6 +41,7 @@ pub struct Queues {
     classes: Arc<Classes>,
     state: Mutex<State>,
     backoffs: Backoffs,
+    touched: mpsc::UnboundedSender<String>,
 }
 
 /// What no CiJob shows.
@@ -58,9 +60,29 @@ struct Known {
 }
 
 impl Queues {
-    /// The queues of these namespaces.
-    pub fn new(members: Vec<Member>, classes: Arc<Classes>, random: Random) -> Arc<Self> {
-        Arc::new(Self { members, classes, state: Mutex::default(), backoffs: Backoffs::new(random) })
+    /// The queues of these namespaces, and the names of classes whose jobs have changed.
+    pub fn new(
+        members: Vec<Member>,
+        classes: Arc<Classes>,
+        random: Random,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
+        let (touched, changes) = mpsc::unbounded_channel();
+        let (state, backoffs) = (Mutex::default(), Backoffs::new(random));
+        (Arc::new(Self { members, classes, state, backoffs, touched }), changes)
+    }
+
+    /// The jobs of a class. `None`: not all of them are known yet.
+    pub fn census(&self, class: &str) -> Option<Census> {
+        if !self.is_complete() {
+            return None;
+        }
+        let mut census = Census::default();
+        for member in &self.members {
+            for job in member.jobs.state() {
+                census.count(&job, class);
+            }
+        }
+        Some(census)
     }
 
     /// Whether the job may have a pod in this class. If so, the place is promised to it until its
@@ -137,6 +159,7 @@ impl Queues {
     pub fn changed(&self, job: &CiJob, now: Timestamp) {
         if let Some(class) = job.status.as_ref().and_then(|status| status.class.as_deref()) {
             self.look(class, now);
+            self.touch(class);
         }
     }
 
@@ -145,12 +168,18 @@ impl Queues {
         if !self.is_complete() {
             return;
         }
+        self.classes.all().iter().for_each(|class| self.touch(class.name()));
         for member in &self.members {
             for job in member.jobs.state_filter(|job| job.status.as_ref().is_some_and(waits_for_room)) {
                 // A controller that is gone needs no waking.
                 let _ = member.wake.send(ObjectRef::from_obj(&*job));
             }
         }
+    }
+
+    fn touch(&self, class: &str) {
+        // Without a writer of statuses nobody counts.
+        let _ = self.touched.send(class.to_owned());
     }
 
     fn look(&self, class: &str, now: Timestamp) {

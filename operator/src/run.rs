@@ -1,6 +1,6 @@
 //! Puts the parts together and keeps them running.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -170,7 +170,7 @@ fn prepare(
         controllers.push((namespace, controller));
     }
     let members = controllers.iter().map(|(_, controller)| controller.member()).collect();
-    let queues = Queues::new(members, Arc::clone(&classes), fastrand::f64);
+    let (queues, touched) = Queues::new(members, Arc::clone(&classes), fastrand::f64);
     for (namespace, controller) in controllers {
         let run = controller.run(Arc::clone(&queues), cli.concurrency, told(stopped.clone()));
         work.push((format!("the controller of namespace {namespace}"), run.boxed()));
@@ -178,16 +178,29 @@ fn prepare(
 
     let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics.clone(), fastrand::f64);
     let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
+    let mut generations = HashMap::new();
     let class_events = class_events.inspect(move |event| {
         if let Event::Apply(JobClass { metadata, .. })
         | Event::InitApply(JobClass { metadata, .. })
         | Event::Delete(JobClass { metadata, .. }) = event
         {
-            // Nobody listening is fine.
-            let _ = class_changed.send(metadata.name.clone().unwrap_or_default());
+            let name = metadata.name.clone().unwrap_or_default();
+            let version = (metadata.uid.clone(), metadata.generation, matches!(event, Event::Delete(_)));
+            // A status that was written is nothing to wake jobs for.
+            if generations.insert(name.clone(), version.clone()) != Some(version) {
+                // Nobody listening is fine.
+                let _ = class_changed.send(name);
+            }
         }
     });
-    let statuses = write_statuses(Api::all(client.clone()), class_cache, classes, class_events, faults);
+    let statuses = write_statuses(
+        Api::all(client.clone()),
+        class_cache,
+        classes,
+        class_events,
+        faults,
+        (queues, touched),
+    );
     work.push(("the watch of JobClasses".to_owned(), statuses.boxed()));
     (work, caches, counts)
 }

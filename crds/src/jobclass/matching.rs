@@ -1,9 +1,11 @@
 //! Which jobs a class takes, and what is known of the class itself.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::reason::Reason;
 
 /// Whether the match of a class is enforced.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,10 +88,53 @@ pub struct JobClassStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
+    /// Its jobs, by the CiJobs that exist: those that have ended are kept for
+    /// `timeouts.ttlSecondsAfterFinished`. Written at most every five seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<ClassJobs>,
+
+    /// The newest of its jobs that it refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rejection: Option<Rejection>,
+
     /// Conditions `Valid` and `ExpressionFailed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// How many jobs a class has.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClassJobs {
+    /// Jobs that got the class, or named it and were refused.
+    #[serde(default)]
+    pub matched: i32,
+    /// Those that have a place: their pods run or are being started.
+    #[serde(default)]
+    pub running: i32,
+    /// Those that wait for room.
+    #[serde(default)]
+    pub queued: i32,
+    /// Those that the class refused.
+    #[serde(default)]
+    pub rejected: i32,
+}
+
+/// A job that a class refused.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejection {
+    /// When.
+    pub time: MicroTime,
+    /// Namespace of the CiJob.
+    pub namespace: String,
+    /// Name of the CiJob.
+    pub name: String,
+    /// Why, in one word.
+    pub reason: Reason,
+    /// The same in a sentence.
+    pub message: String,
 }
 
 /// Types of the conditions of a JobClass.

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use roadstead_crds::{CiJob, JobClass, Phase, Reason};
+use roadstead_crds::jobclass::{ClassJobs, Matching, RefMatching};
+use roadstead_crds::{CiJob, JobClass, JobClassStatus, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::{Harness, RunnerConfig, RunningJob};
 use roadstead_e2e::installation::Installation;
@@ -134,6 +135,52 @@ async fn who_waits_too_long_for_room_is_told_for_what() -> Result<()> {
     assert!(result.log_contains("timeouts.queueSeconds"), "{}", result.text());
     holder.abort();
     holder.finish(DEADLINE).await?;
+    Ok(())
+}
+
+/// Waits until the class counts these jobs.
+async fn counted(bench: &Installation, class: &str, jobs: ClassJobs) -> Result<JobClassStatus> {
+    let is =
+        move |class: Option<&JobClass>| class.and_then(|class| class.status.as_ref()?.jobs) == Some(jobs);
+    let wait = Box::pin(kube::runtime::wait::await_condition(bench.classes(), class, is));
+    let found = tokio::time::timeout(SOON, wait).await;
+    let found =
+        found.with_context(|| format!("class {class} never had {jobs:?}"))?.context("the watch failed")?;
+    found.and_then(|class| class.status).context("no status")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_counts_its_jobs_and_names_whom_it_refused() -> Result<()> {
+    let bench = Installation::join().await?;
+    let class = bench
+        .class("e2e-counts", |class| {
+            class.spec.concurrency.max = Some(1);
+            let refs = RefMatching { protected_only: true, names: vec![] };
+            class.spec.matching = Some(Matching { refs, ..Matching::default() });
+            // Who names no class must not get this one.
+            class.spec.priority = -1000;
+        })
+        .await?;
+    let harness = Harness::new(runner(&bench, &class))?;
+    let holder = harness.start(&endless(&bench)?.protected(Some(true))).await?;
+    holder.wait_log("running", DEADLINE).await?;
+    let spec = quick(&bench)?.protected(Some(true));
+    let (job, _) = start_and_wait(&bench, &harness, &spec, Reason::ConcurrencyLimit).await?;
+    let refused = quick(&bench)?.protected(Some(false));
+    harness.run(&refused, DEADLINE).await?.assert_script_failure(1);
+
+    let jobs = ClassJobs { matched: 3, running: 1, queued: 1, rejected: 1 };
+    let status = counted(&bench, &class, jobs).await?;
+    let rejection = status.last_rejection.context("nobody was refused")?;
+    assert_eq!(rejection.reason, Reason::NoClassMatches);
+    assert_eq!(Some(rejection.name), bench.cijob_of(refused.id).await?.metadata.name);
+    assert!(rejection.message.contains("protected"), "{}", rejection.message);
+
+    holder.abort();
+    holder.finish(DEADLINE).await?;
+    job.finish(DEADLINE).await?.assert_success();
+    counted(&bench, &class, ClassJobs { running: 0, queued: 0, ..jobs }).await?;
+    bench.classes().delete(&class, &DeleteParams::default()).await?;
     Ok(())
 }
 

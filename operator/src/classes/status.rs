@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use roadstead_crds::jobclass::{JobClassStatus, matching::condition};
 
+use crate::policy::census::Census;
 use crate::policy::select::{Candidate, Fault};
 use crate::policy::words::{sentence, shortened};
 
@@ -15,10 +16,16 @@ pub fn next(
     candidate: &Candidate,
     old: Option<&JobClassStatus>,
     fault: Option<&Fault>,
+    census: Option<Census>,
     now: Timestamp,
 ) -> JobClassStatus {
     let generation = candidate.class.metadata.generation;
     let mut status = old.cloned().unwrap_or_default();
+    if let Some(census) = census {
+        status.jobs = Some(census.jobs);
+        // It is remembered longer than its CiJob is kept.
+        status.last_rejection = census.last_rejection.or(status.last_rejection);
+    }
     status.observed_generation = generation;
     let (holds, reason, message) = if candidate.problems.is_empty() {
         (true, "Valid", "The class can be applied.".to_owned())
@@ -83,8 +90,9 @@ fn put(
 mod tests {
     use std::sync::Arc;
 
-    use roadstead_crds::jobclass::Matching;
-    use roadstead_crds::{JobClass, JobClassSpec};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use roadstead_crds::jobclass::{ClassJobs, Matching, Rejection};
+    use roadstead_crds::{JobClass, JobClassSpec, Reason};
 
     use super::*;
     use crate::fixture::at;
@@ -108,13 +116,13 @@ mod tests {
     #[test]
     fn all_problems_are_listed_and_nothing_is_written_twice() {
         let bad = candidate(&["/a", "b//c"], 1);
-        let first = next(&bad, None, None, at(0));
+        let first = next(&bad, None, None, None, at(0));
         let valid = of(&first, condition::VALID).unwrap();
         assert_eq!((valid.status.as_str(), valid.reason.as_str()), ("False", "Invalid"));
         assert_eq!(valid.message.lines().count(), 2, "{}", valid.message);
-        assert_eq!(next(&bad, Some(&first), None, at(5_000)), first);
+        assert_eq!(next(&bad, Some(&first), None, None, at(5_000)), first);
 
-        let good = next(&candidate(&["a/**"], 2), Some(&first), None, at(9_000));
+        let good = next(&candidate(&["a/**"], 2), Some(&first), None, None, at(9_000));
         let valid = of(&good, condition::VALID).unwrap();
         assert_eq!(
             (valid.status.as_str(), valid.observed_generation, good.observed_generation),
@@ -124,13 +132,32 @@ mod tests {
     }
 
     #[test]
+    fn counts_follow_the_jobs_and_a_rejection_is_remembered() {
+        let class = candidate(&[], 1);
+        let rejection = Rejection {
+            time: MicroTime(at(0)),
+            namespace: "ci-jobs".to_owned(),
+            name: "cij-1".to_owned(),
+            reason: Reason::OverrideRefused,
+            message: "Too much.".to_owned(),
+        };
+        let jobs = ClassJobs { matched: 3, running: 1, queued: 1, rejected: 1 };
+        let counted = Census { jobs, last_rejection: Some(rejection.clone()) };
+        let first = next(&class, None, None, Some(counted), at(0));
+        assert_eq!((first.jobs, first.last_rejection.as_ref()), (Some(jobs), Some(&rejection)));
+        assert_eq!(next(&class, Some(&first), None, None, at(1)), first, "it was not counted");
+        let later = next(&class, Some(&first), None, Some(Census::default()), at(2));
+        assert_eq!((later.jobs, later.last_rejection), (Some(ClassJobs::default()), Some(rejection)));
+    }
+
+    #[test]
     fn a_failed_expression_is_noted_until_the_class_changes() {
         let class = candidate(&[], 1);
-        let noted = next(&class, None, Some(&fault(1, "job 1: no such key")), at(0));
+        let noted = next(&class, None, Some(&fault(1, "job 1: no such key")), None, at(0));
         assert_eq!(of(&noted, condition::EXPRESSION_FAILED).unwrap().message, "Job 1: no such key.");
-        assert_eq!(next(&class, Some(&noted), Some(&fault(1, "job 2: another")), at(1)), noted);
-        assert_eq!(next(&class, Some(&noted), None, at(1)), noted, "also after a restart");
-        let changed = next(&candidate(&[], 2), Some(&noted), Some(&fault(1, "job 3: late")), at(2));
+        assert_eq!(next(&class, Some(&noted), Some(&fault(1, "job 2: another")), None, at(1)), noted);
+        assert_eq!(next(&class, Some(&noted), None, None, at(1)), noted, "also after a restart");
+        let changed = next(&candidate(&[], 2), Some(&noted), Some(&fault(1, "job 3: late")), None, at(2));
         assert_eq!(of(&changed, condition::EXPRESSION_FAILED), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
@@ -20,6 +20,10 @@ use crate::api::{CallError, call};
 use crate::chain;
 use crate::classes::{Classes, status};
 use crate::policy::select::Fault;
+use crate::queues::Queues;
+
+/// How often the counts of a class are written at most.
+const COUNTS_EVERY: Duration = Duration::from_secs(5);
 
 /// How long to wait before a status that could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -28,6 +32,9 @@ struct Context {
     api: Api<JobClass>,
     classes: Arc<Classes>,
     faults: Mutex<HashMap<String, Fault>>,
+    queues: Arc<Queues>,
+    /// When the counts of a class were written last.
+    counted: Mutex<HashMap<String, Instant>>,
 }
 
 /// Keeps the status of every class as it should be, until `events` end.
@@ -37,8 +44,10 @@ pub async fn write_statuses(
     classes: Arc<Classes>,
     events: impl Stream<Item = Event<JobClass>> + Send + 'static,
     faults: mpsc::Receiver<Fault>,
+    (queues, touched): (Arc<Queues>, mpsc::UnboundedReceiver<String>),
 ) {
-    let context = Arc::new(Context { api, classes, faults: Mutex::default() });
+    let (noted, counted) = (Mutex::default(), Mutex::default());
+    let context = Arc::new(Context { api, classes, faults: noted, queues, counted });
     let changed = {
         let (store, context) = (store.clone(), Arc::clone(&context));
         events.flat_map(move |event| {
@@ -67,8 +76,11 @@ pub async fn write_statuses(
     // Without events there is nothing to write for; faults may still be found.
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
     let changed = changed.chain(stream::once(async move { drop(ended) }).filter_map(async |()| None));
-    let failed = failed.take_until(end);
-    let queue = stream::select(changed.boxed(), failed.boxed())
+    let touched =
+        stream::unfold(touched, async |mut touched| touched.recv().await.map(|name| (name, touched)));
+    let touched = touched.map(|name| ObjectRef::new(&name));
+    let others = stream::select(failed, touched).take_until(end);
+    let queue = stream::select(changed.boxed(), others.boxed())
         .map(|class| Ok::<_, Infallible>(ReconcileRequest::from(class)));
     let mut results =
         pin!(applier(reconcile, on_error, context, store, queue, Config::default().concurrency(1)));
@@ -83,6 +95,18 @@ impl Context {
 
     fn forget(&self, class: &str) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).remove(class);
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(class);
+    }
+
+    /// How long the counts of the class have to wait.
+    fn pause(&self, class: &str) -> Duration {
+        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.get(class).map_or(Duration::ZERO, |last| COUNTS_EVERY.saturating_sub(last.elapsed()))
+    }
+
+    fn counted(&self, class: &str) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.insert(class.to_owned(), Instant::now());
     }
 
     fn fault(&self, class: &str) -> Option<Fault> {
@@ -97,19 +121,28 @@ fn reconcile(class: Arc<JobClass>, context: Arc<Context>) -> Reconciled {
         let name = class.metadata.name.clone().unwrap_or_default();
         let Some(candidate) = context.classes.get(&name) else { return Ok(Action::await_change()) };
         let fault = context.fault(&name);
-        let next = status::next(&candidate, class.status.as_ref(), fault.as_ref(), Timestamp::now());
+        let pause = context.pause(&name);
+        let census = pause.is_zero().then(|| context.queues.census(&name)).flatten();
+        let counting = census.is_some();
+        let next = status::next(&candidate, class.status.as_ref(), fault.as_ref(), census, Timestamp::now());
+        let again = if pause.is_zero() { Action::await_change() } else { Action::requeue(pause) };
         // What the candidate was made of and what is replaced have to be one version.
         if class.status.as_ref() == Some(&next)
             || candidate.class.metadata.generation != class.metadata.generation
         {
-            return Ok(Action::await_change());
+            return Ok(again);
         }
         if !candidate.problems.is_empty() {
             tracing::warn!(class = name, problems = candidate.problems.join("; "), "a JobClass is not valid");
         }
         let object = JobClass { status: Some(next), ..JobClass::clone(&class) };
         match call(context.api.replace_status(&name, &PostParams::default(), &object)).await {
-            Ok(_) => Ok(Action::await_change()),
+            Ok(_) => {
+                if counting {
+                    context.counted(&name);
+                }
+                Ok(again)
+            }
             // The change that was in the way comes through the watch.
             Err(error) if error.is_conflict() || error.is_not_found() => Ok(Action::await_change()),
             Err(error) => {

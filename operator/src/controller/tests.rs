@@ -20,7 +20,7 @@ fn job(name: &str, class: Option<&str>, status: Option<(Phase, Reason)>) -> CiJo
 fn known(jobs: Store<CiJob>, memory: Arc<Memory>) -> Known {
     let (classes, _) = Classes::new(reflector::store().0);
     let backoffs = Arc::new(Backoffs::new(|| 1.0));
-    Known { jobs, memory, backoffs, queues: Queues::new(vec![], classes, || 1.0) }
+    Known { jobs, memory, backoffs, queues: Queues::new(vec![], classes, || 1.0).0 }
 }
 
 fn store(jobs: &[CiJob]) -> Store<CiJob> {

@@ -207,7 +207,7 @@ mod tests {
         classes_writer.apply_watcher_event(&watcher::Event::Apply(fixture::class()));
         let api = Api::namespaced(Client::new(service, fixture::NAMESPACE), fixture::NAMESPACE);
         let (classes, _) = Classes::new(classes);
-        let queues = Queues::new(vec![], Arc::clone(&classes), || 1.0);
+        let (queues, _) = Queues::new(vec![], Arc::clone(&classes), || 1.0);
         let sources = Sources { pods, classes, api, memory: Arc::new(memory), queues };
         let identity = Identity::of(&job).unwrap();
         let observed = observe(&sources, identity, Arc::new(job), at(20)).await;

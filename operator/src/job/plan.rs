@@ -240,7 +240,8 @@ impl<'a> Planner<'a> {
             (terms, Arc::clone(class), None)
         } else {
             let Choice { class, why, audit } = self.choice()?;
-            let terms = Terms::grant(request, class.name(), &class.class.spec).map_err(NoPod::Ever)?;
+            let terms = Terms::grant(request, class.name(), &class.class.spec);
+            let terms = terms.map_err(|verdict| self.refused_by(class.name(), verdict))?;
             (terms, class, Some((why, audit)))
         };
         let class = &class.class.spec;
@@ -254,13 +255,14 @@ impl<'a> Planner<'a> {
             }
         };
         let next = self.draft.next_pod(identity);
-        let placement = class::place(request, &terms.class, class).map_err(NoPod::Ever)?;
+        let placement = class::place(request, &terms.class, class);
+        let placement = placement.map_err(|verdict| self.refused_by(&terms.class, verdict))?;
         let order =
             Order { identity, request, terms: &terms, placement: &placement, class, images: self.images };
         let pod = pod::build(order, &next.name).map_err(|error| {
             let message =
                 format!("the pod overlay of JobClass \"{}\" cannot be applied: {error}", terms.class);
-            NoPod::Ever(Verdict::new(Reason::ClassInvalid, message))
+            self.refused_by(&terms.class, Verdict::new(Reason::ClassInvalid, message))
         })?;
         if let Some((why, audit)) = admission {
             self.draft.admit(terms, &why, audit.as_deref());
@@ -291,8 +293,17 @@ impl<'a> Planner<'a> {
         match select::select(subject, classes, &mut self.faults) {
             Selection::Chosen(choice) => Ok(choice),
             Selection::Missing(verdict) => Err(NoPod::Class(verdict)),
-            Selection::Refused(verdict) => Err(NoPod::Ever(verdict)),
+            Selection::Refused(verdict) => Err(match &job.spec.request.class_name {
+                Some(named) => self.refused_by(named, verdict),
+                None => NoPod::Ever(verdict),
+            }),
         }
+    }
+
+    /// The class that the job got or named refuses it.
+    fn refused_by(&mut self, class: &str, verdict: Verdict) -> NoPod {
+        self.draft.status.class = Some(class.to_owned());
+        NoPod::Ever(verdict)
     }
 
     /// The class may be about to come. It is not waited for long.

@@ -1,6 +1,7 @@
 //! What the operator decides by rule: which class, image, resources and timeouts a job gets, and
 //! how it ended. Pure: everything comes in as an argument, nothing is asked or written.
 
+pub mod census;
 pub mod class;
 pub mod expression;
 pub mod image;

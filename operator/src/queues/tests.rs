@@ -33,7 +33,7 @@ impl World {
         let memory = Arc::new(Memory::default());
         let namespace = fixture::NAMESPACE.to_owned();
         let member = Member { namespace, jobs, memory: Arc::clone(&memory), wake };
-        let queues = Queues::new(vec![member], classes, || 1.0);
+        let (queues, _) = Queues::new(vec![member], classes, || 1.0);
         Self { queues, writer, memory, woken, class: Arc::new(Candidate::new(Arc::new(class))) }
     }
 
@@ -224,4 +224,27 @@ fn the_end_of_a_list_wakes_all_that_wait() {
     let mut world = World::with(at_most(1), &[&jobs[0], &jobs[1]]);
     world.queues.listed();
     assert_eq!(world.woken(), ["a"]);
+}
+
+#[test]
+fn an_end_changes_few_of_a_thousand_positions() {
+    let mut jobs = vec![running("r", 1)];
+    for number in 0..1_000 {
+        let mut job = queued(&format!("q{number:04}"), 1, 2_000 - number);
+        let queue = job.status.as_mut().unwrap().queue.as_mut().unwrap();
+        let position = usize::try_from(number).unwrap() + 1;
+        (queue.position, queue.max) = (i32::try_from(queue::shown(position)).ok(), Some(1));
+        jobs.push(job);
+    }
+    let mut world = World::with(at_most(1), &jobs.iter().collect::<Vec<_>>());
+    world.queues.changed(&jobs[0], at(10_000));
+    assert!(world.woken().is_empty(), "all is told");
+    let over = standing(jobs[0].clone(), Phase::Succeeded, Pod::Created);
+    world.see(&over);
+    world.queues.changed(&over, at(10_000));
+    assert_eq!(world.woken(), ["q0000"], "the next one");
+    let started = standing(jobs[1].clone(), Phase::Admitted, Pod::Named);
+    world.see(&started);
+    world.queues.changed(&started, at(10_000));
+    assert_eq!(world.woken().len(), 11, "the first five, and one for each rounded position");
 }
