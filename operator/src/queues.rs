@@ -194,11 +194,14 @@ impl Queues {
         let quotas = quotas(&state, class, &known, now);
         let line = queue::line(&entries, limits, |namespace| of(&quotas, namespace));
         let jobs = by_uid(&known);
+        let mut tries = HashSet::new();
         for (index, waiting) in line.iter().enumerate() {
             let Some(job) = jobs.get(waiting.uid) else { continue };
             let wait = Wait::of(&line, index, limits);
             let told = wait.zip(job.status.as_ref()).is_some_and(|(wait, status)| wait.is_told(status));
-            if !told {
+            // The first one before a quota has to know that it is the first: it is the one that tries again.
+            let tries = waiting.obstacle == Some(Obstacle::Quota) && tries.insert(waiting.namespace);
+            if tries || !told {
                 self.wake(job);
             }
         }
@@ -240,13 +243,15 @@ impl Queues {
                 };
                 let has_promise = state.promised.get(&uid).is_some_and(|of| of == class);
                 let asks = asking.is_some_and(|(asking, _)| asking == uid);
+                // What is being deleted asks for nothing any more, and would hold up those behind it.
+                let waits = job.metadata.deletion_timestamp.is_none();
                 let stand = match stand(job.status.as_ref(), class) {
                     Place::Has(stand) => stand,
                     Place::Over => Stand::Over,
                     Place::Waits | Place::Elsewhere if has_promise => Stand::Starts,
-                    Place::Waits => Stand::Waits,
+                    Place::Waits if waits => Stand::Waits,
                     Place::Elsewhere if asks => Stand::Waits,
-                    Place::Elsewhere => continue,
+                    Place::Waits | Place::Elsewhere => continue,
                 };
                 if has_promise && stand == Stand::Starts {
                     promised.insert(uid);

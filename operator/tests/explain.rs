@@ -108,7 +108,7 @@ fn what_was_a_job_of_a_cluster_is_decided_anew() {
     for words in [
         "its tags are not known",
         "\"default\" admits the job",
-        "name: cij-7-0123456789-3f2a91bc-1",
+        "name: cij-7-0123456789-00000000-1",
         "namespace: ci-b",
     ] {
         assert!(found.stdout.contains(words), "no {words}: {}", found.stdout);

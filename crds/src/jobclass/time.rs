@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long a job waits for room where its class does not say, in seconds.
-pub const DEFAULT_QUEUE_SECONDS: i64 = 3_300;
+pub const DEFAULT_QUEUE_SECONDS: i64 = 2_700;
 
 /// How many jobs of a class may run at once. A job runs from the moment its pod is about to be
 /// created until it has ended. The next free place goes to the project with the fewest running jobs
@@ -35,8 +35,9 @@ pub struct Timeouts {
     pub job_seconds: i64,
 
     /// Longest a job may wait for room: for `concurrency`, or for a quota of its namespace. The wait
-    /// counts towards the job's timeout, as it does for GitLab. gitlab-runner gives up after its
-    /// `prepare_exec_timeout`, an hour by default: keep this below it, so that the job log says why.
+    /// counts towards the job's timeout, as it does for GitLab. gitlab-runner gives up
+    /// preparing after its `prepare_exec_timeout`, an hour by default: keep this and `startSeconds`
+    /// together below it, so that the job log says why.
     #[serde(default = "default_queue_seconds")]
     #[schemars(range(min = 5, max = 86_400))]
     pub queue_seconds: i64,

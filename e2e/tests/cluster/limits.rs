@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use roadstead_crds::jobclass::Timeouts;
 use roadstead_crds::{CiJob, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::{Backend, RunnerConfig};
@@ -10,11 +11,14 @@ use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON};
 
-async fn runner(bench: &Installation, name: &str) -> Result<(RunnerConfig, String)> {
+async fn runner(
+    bench: &Installation,
+    name: &str,
+    limit: impl FnOnce(&mut Timeouts),
+) -> Result<(RunnerConfig, String)> {
     let class = bench
         .class(name, |class| {
-            class.spec.timeouts.script_seconds = Some(2);
-            class.spec.timeouts.after_script_seconds = Some(2);
+            limit(&mut class.spec.timeouts);
             class.spec.timeouts.termination_grace_seconds = 1;
         })
         .await?;
@@ -31,7 +35,8 @@ fn stands(phase: Phase, reason: Reason) -> impl Fn(Option<&CiJob>) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_that_exceeds_the_classs_limit_is_ended_and_after_script_runs() -> Result<()> {
     let bench = Installation::join().await?;
-    let (config, class) = runner(&bench, "e2e-script-limit").await?;
+    let (config, class) =
+        runner(&bench, "e2e-script-limit", |timeouts| timeouts.script_seconds = Some(2)).await?;
     for backend in Backend::available(&config)? {
         let spec = JobSpec::fresh()
             .image(bench.image("debian-git")?)
@@ -54,7 +59,8 @@ async fn a_script_that_exceeds_the_classs_limit_is_ended_and_after_script_runs()
 #[tokio::test(flavor = "multi_thread")]
 async fn after_script_has_a_limit_that_fails_nothing() -> Result<()> {
     let bench = Installation::join().await?;
-    let (config, class) = runner(&bench, "e2e-after-script-limit").await?;
+    let (config, class) =
+        runner(&bench, "e2e-after-script-limit", |timeouts| timeouts.after_script_seconds = Some(2)).await?;
     for backend in Backend::available(&config)? {
         let spec = JobSpec::fresh()
             .image(bench.image("busybox")?)

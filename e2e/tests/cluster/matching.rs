@@ -20,13 +20,6 @@ use serde_json::json;
 
 use crate::{DEADLINE, SOON};
 
-/// The cluster, where jobs get a class that takes them. On a cluster that is shared with others each job names its
-/// class, and there is nothing to see.
-async fn join() -> Result<Option<Installation>> {
-    let bench = Installation::join().await?;
-    Ok(bench.release().class_prefix.is_empty().then_some(bench))
-}
-
 /// A project of these tests.
 fn project(name: &str) -> String {
     format!("matching/{name}")
@@ -142,7 +135,7 @@ const EXAMPLES: [Example; 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_work_as_gitlabs_page_on_runners_says() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let chosen = bench.harness()?;
     for Example { name, tags, run_untagged, run, stuck } in EXAMPLES {
         class(&bench, name, tagged(name, tags, run_untagged), |_| {}).await?;
@@ -166,7 +159,7 @@ async fn tags_work_as_gitlabs_page_on_runners_says() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_travel_from_gitlabs_api_to_the_pods_node_selector() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "placed";
     let placement = json!({"rules": [{"tags": ["e2e-near"], "nodeSelector": {"kubernetes.io/os": "linux"}}]});
     let placement = serde_json::from_value(placement)?;
@@ -192,7 +185,7 @@ async fn tags_travel_from_gitlabs_api_to_the_pods_node_selector() -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_are_gitlabs_and_no_variables() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "forged";
     class(&bench, name, tagged(name, &["privileged"], false), |_| {}).await?;
     let spec = job(&bench, name, &["docker"])?
@@ -219,7 +212,7 @@ async fn tags_are_gitlabs_and_no_variables() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gitlab_that_does_not_tell_the_tags_is_a_system_failure() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     bench.coordinator.fail_next(Endpoint::CurrentJob, 3, StatusCode::UNAUTHORIZED);
     let spec = job(&bench, "unreachable", &[])?;
     let result = bench.harness()?.run(&spec, DEADLINE).await?;
@@ -234,7 +227,7 @@ async fn a_gitlab_that_does_not_tell_the_tags_is_a_system_failure() -> Result<()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_for_protected_refs_takes_neither_others_nor_forks() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "protected";
     let refs = RefMatching { protected_only: true, names: vec![] };
     class(&bench, name, Matching { refs, ..for_project(name) }, |_| {}).await?;
@@ -259,7 +252,7 @@ async fn a_class_for_protected_refs_takes_neither_others_nor_forks() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_higher_priority_takes_the_job() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "priority";
     class(&bench, "priority-low", tagged(name, &["x"], false), |_| {}).await?;
     class(&bench, "priority-high", tagged(name, &["x", "y"], false), |class| class.spec.priority = 7).await?;
@@ -297,7 +290,7 @@ async fn event(bench: &Installation, object: &str, reason: &str) -> Result<Strin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_audits_says_what_it_would_have_refused() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "audit";
     class(&bench, name, tagged(name, &["gpu"], false), |class| class.spec.mode = Mode::Audit).await?;
     let spec = job(&bench, name, &[])?;
@@ -319,7 +312,7 @@ async fn a_class_that_audits_says_what_it_would_have_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_cannot_be_used_says_why_and_takes_no_job() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "invalid";
     let matching = Matching {
         namespaces: vec!["ci//x".to_owned()],
@@ -345,7 +338,7 @@ async fn a_class_that_cannot_be_used_says_why_and_takes_no_job() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expression_that_fails_is_the_administrators_mistake_and_marks_the_class() -> Result<()> {
-    let Some(bench) = join().await? else { return Ok(()) };
+    let bench = Installation::join().await?;
     let name = "fails";
     let matching = Matching { expression: Some("job.tags[5] == 'x'".to_owned()), ..for_project(name) };
     class(&bench, name, matching, |_| {}).await?;

@@ -61,9 +61,12 @@ fn cijob(bench: &Installation) -> Result<CiJob> {
     Ok(CiJob::new(&name, CiJobSpec { request, hold: false, report: None }))
 }
 
+/// Somebody else, and the Role of that name.
+const STRANGER: &str = "e2e-stranger";
+
 /// A client that is somebody else, whom RBAC lets do everything with CiJobs of the job namespace.
 async fn stranger(bench: &Installation) -> Result<Client> {
-    let name = "e2e-stranger";
+    let name = STRANGER;
     let rbac = json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name},
          "rules": [{"apiGroups": ["roadstead.dev"], "resources": ["cijobs"], "verbs": ["*"]}]},
@@ -124,6 +127,8 @@ async fn only_the_shim_and_administrators_ask_for_jobs() -> Result<()> {
     refused(admin.patch(name, &dry, &patch(claim)).await.err(), "the request of a CiJob never changes")?;
     shim.patch(name, &dry, &patch(report)).await.context("the shim cannot report")?;
     admin.delete(name, &DeleteParams::default()).await.context("cannot delete the CiJob")?;
+    let away = ["-n", namespace, "delete", "role,rolebinding", STRANGER];
+    ensure!(bench.cluster.kubectl(away).status()?.success(), "cannot take the stranger's Role away");
     Ok(())
 }
 

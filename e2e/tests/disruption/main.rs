@@ -1,8 +1,9 @@
-//! What happens to jobs while operators come, go, stop and die. These tests have the cluster to
-//! themselves, one after the other: while one runs, nobody else's job could be timed.
+//! What needs the cluster for itself: operators that come, go, stop and die, a change of the class
+//! `default`, and the time of a start. One test after the other.
 
 mod matching;
 mod operators;
+mod start;
 mod takeover;
 
 use std::time::Duration;

@@ -14,6 +14,9 @@ use crate::policy::matching::{Subject, described};
 use crate::policy::queue::Room;
 use crate::policy::select::{Candidate, standings};
 
+/// UID of a job that no cluster has.
+const NO_UID: &str = "00000000-0000-4000-8000-000000000000";
+
 /// What would become of a job.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -36,6 +39,8 @@ pub struct Decision {
 pub enum Trial {
     /// It would take it, in this form.
     Taken(Box<Pod>),
+    /// It would once a quota has room for it, in its words.
+    Waits(String),
     /// It would not, in its words.
     Refused(String),
 }
@@ -68,7 +73,8 @@ pub fn decide(job: &CiJob, candidates: &[Arc<Candidate>], images: &Images) -> De
     let identity = Identity {
         namespace: job.metadata.namespace.clone().unwrap_or_default(),
         name: job.metadata.name.clone().unwrap_or_default(),
-        uid: job.metadata.uid.clone().unwrap_or_default(),
+        // Its first pod would be another one than the first pod of a job that exists.
+        uid: NO_UID.to_owned(),
     };
     let request = &job.spec.request;
     let subject = Subject { request, namespace: &identity.namespace };
@@ -108,6 +114,7 @@ pub fn decide(job: &CiJob, candidates: &[Arc<Candidate>], images: &Images) -> De
 /// The job as it was when it was asked for.
 fn new(job: &CiJob, now: Timestamp) -> CiJob {
     let mut job = job.clone();
+    job.metadata.uid = Some(NO_UID.to_owned());
     job.metadata.deletion_timestamp = None;
     job.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
     job.spec.hold = false;

@@ -10,9 +10,6 @@ use crate::explain::schema;
 /// Namespace of a job that names none, and for which none is given: the chart's.
 const NAMESPACE: &str = "ci-jobs";
 
-/// UID of a job that does not exist.
-const NO_UID: &str = "00000000-0000-4000-8000-000000000000";
-
 /// Reads a job.
 pub fn job(text: &str, namespace: Option<&str>) -> Result<CiJob, String> {
     let mut documents = documents(text, "the job")?;
@@ -110,7 +107,6 @@ fn complete(job: &mut Value, namespace: Option<&str>) {
         metadata.insert("namespace".to_owned(), json!(namespace));
     }
     or(metadata, "namespace", json!(NAMESPACE));
-    or(metadata, "uid", json!(NO_UID));
     or(metadata, "name", json!(name));
 }
 

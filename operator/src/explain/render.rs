@@ -28,6 +28,10 @@ pub fn text(decision: &Decision) -> Result<String, serde_yaml::Error> {
             lines.push(String::new());
             lines.push(sentence(&format!("the API server would not take the pod: {words}")));
         }
+        Some(Trial::Waits(words)) => {
+            lines.push(String::new());
+            lines.push(sentence(&format!("the job would wait for room in a quota: {words}")));
+        }
         Some(Trial::Taken(_)) => {
             lines.push(String::new());
             lines.push("The API server would take the pod, as it is below.".to_owned());
@@ -41,7 +45,7 @@ pub fn text(decision: &Decision) -> Result<String, serde_yaml::Error> {
     }
     let pod = match &decision.trial {
         Some(Trial::Taken(pod)) => Some(pod.as_ref()),
-        Some(Trial::Refused(_)) | None => decision.pod.as_ref(),
+        Some(Trial::Refused(_) | Trial::Waits(_)) | None => decision.pod.as_ref(),
     };
     if let Some(pod) = pod {
         text.push_str("---\n");
@@ -56,6 +60,10 @@ fn first_line(text: &str) -> String {
     if line.len() < text.len() { sentence(line.trim_end_matches(':')) } else { line.to_owned() }
 }
 
+fn unlimited() -> String {
+    "as long as the whole job".to_owned()
+}
+
 fn timeouts(decision: &Decision) -> Vec<String> {
     let Some(timeouts) = &decision.status.timeouts else { return Vec::new() };
     let (asked, allowed) = decision.asked_seconds;
@@ -66,7 +74,10 @@ fn timeouts(decision: &Decision) -> Vec<String> {
         String::new(),
         "Timeouts:".to_owned(),
         format!("  the whole job        {}{why}", span(timeouts.job_seconds)),
+        format!("  waiting for room     {}", span(timeouts.queue_seconds)),
         format!("  until it runs        {}", span(timeouts.start_seconds)),
+        format!("  script               {}", timeouts.script_seconds.map_or_else(unlimited, span)),
+        format!("  after_script         {}", timeouts.after_script_seconds.map_or_else(unlimited, span)),
         format!("  without a client     {}", span(timeouts.orphan_seconds)),
         format!("  SIGTERM to SIGKILL   {}", span(timeouts.termination_grace_seconds)),
         format!("  kept as history      {}", span(timeouts.ttl_seconds_after_finished)),

@@ -7,6 +7,7 @@ use roadstead_crds::JobClass;
 
 use crate::chain;
 use crate::explain::decision::Trial;
+use crate::policy::waiting;
 
 /// A cluster, by the kubeconfig or the service account of whoever asks.
 pub struct Server {
@@ -39,6 +40,9 @@ impl Server {
                 pod.metadata.managed_fields = None;
                 pod.status = None;
                 Ok(Trial::Taken(Box::new(pod)))
+            }
+            Err(kube::Error::Api(status)) if waiting::may_have_room_later(&status.message) => {
+                Ok(Trial::Waits(status.message.clone()))
             }
             // Not allowed to ask is something else than not allowed to be.
             Err(kube::Error::Api(status)) if !status.is_forbidden() || !is_rbac(&status.message) => {

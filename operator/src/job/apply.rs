@@ -21,6 +21,7 @@ use crate::job::plan::{Action, Observed, Plan};
 use crate::job::status::Draft;
 use crate::journal::Journal;
 use crate::policy::verdict::Verdict;
+use crate::policy::waiting;
 use crate::policy::words::quoted;
 
 /// Which call failed.
@@ -121,7 +122,7 @@ enum Created {
     Exists,
     /// A quota has no room for it, and says so.
     NoRoom(String),
-    /// The cluster will not have it, and says why.
+    /// The cluster will not have it, for this reason.
     Rejected(String),
 }
 
@@ -153,9 +154,9 @@ impl Writer {
                             draft.refused_by_quota(identity, &words);
                             draft.status
                         }
-                        Created::Rejected(words) => {
+                        Created::Rejected(why) => {
                             let mut draft = Draft::of(&job, (self.clock)());
-                            draft.finish(&rejected(&words));
+                            draft.finish(&rejected(&why));
                             draft.status
                         }
                         Created::Exists => return Ok(Applied::LookAgain),
@@ -215,8 +216,11 @@ impl Writer {
             }
             Err(error) if error.is_already_exists() => Ok(Created::Exists),
             Err(error) => match error.rejection() {
-                Some(words) if error.is_quota() => Ok(Created::NoRoom(words.to_owned())),
-                Some(words) => Ok(Created::Rejected(words.to_owned())),
+                Some(words) if error.is_quota() => Ok(match waiting::beyond_quota(words) {
+                    Some(why) => Created::Rejected(why),
+                    None => Created::NoRoom(words.to_owned()),
+                }),
+                Some(words) => Ok(Created::Rejected(quoted(words))),
                 None => Err(ApplyError::CreatePod {
                     pod: pod.metadata.name.clone().unwrap_or_default(),
                     source: error,
@@ -252,11 +256,9 @@ fn exactly(uid: String) -> Preconditions {
     Preconditions { uid: Some(uid), resource_version: None }
 }
 
-fn rejected(words: &str) -> Verdict {
-    let message = format!(
-        "the cluster refuses the job's pod (admission, validation or missing rights): {}",
-        quoted(words)
-    );
+fn rejected(why: &str) -> Verdict {
+    let message =
+        format!("the cluster refuses the job's pod (admission, validation, quota or missing rights): {why}");
     Verdict::new(Reason::PodRejected, message)
 }
 

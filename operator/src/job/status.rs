@@ -10,7 +10,7 @@ use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use crate::job::Identity;
 use crate::job::inspect::Inspection;
 use crate::policy::class::Terms;
-use crate::policy::queue::{self, Wait};
+use crate::policy::queue::Wait;
 use crate::policy::verdict::Verdict;
 use crate::policy::waiting;
 use crate::policy::words::{quoted, sentence, span};
@@ -79,8 +79,8 @@ impl<'a> Draft<'a> {
         }
         let number = |number: usize| Some(i32::try_from(number).unwrap_or(i32::MAX));
         let queue = self.queue();
-        queue.position = number(queue::shown(wait.position));
-        queue.of = number(wait.of);
+        queue.position = wait.shown_position().and_then(number);
+        queue.of = wait.shown_position().and_then(|_| number(wait.of));
         queue.max = wait.max.and_then(|max| i32::try_from(max).ok());
         queue.running = wait.max.and_then(|_| number(wait.running));
     }

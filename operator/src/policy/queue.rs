@@ -128,11 +128,17 @@ impl Wait {
         }
     }
 
+    /// The position as the status shows it. Before a quota there is none: whoever tries it leaves the line and
+    /// comes back, and all the others would be written each time.
+    pub fn shown_position(&self) -> Option<usize> {
+        (self.obstacle != Obstacle::Quota).then(|| shown(self.position))
+    }
+
     /// Whether the status says all of it.
     pub fn is_told(&self, status: &CiJobStatus) -> bool {
         let number = |number: usize| i32::try_from(number).ok();
         let told = status.queue.as_ref().is_some_and(|queue| {
-            queue.position == number(shown(self.position))
+            queue.position == self.shown_position().and_then(number)
                 && queue.max == self.max.and_then(|max| i32::try_from(max).ok())
         });
         told && status.phase == Some(Phase::Queued) && status.reason == Some(self.reason())

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use roadstead_crds::quantity::Quantity;
 use roadstead_crds::status::EffectiveResources;
 
 use crate::policy::words::quoted;
@@ -171,31 +172,65 @@ fn asked(resource: &str, resources: &BTreeMap<String, EffectiveResources>) -> St
     if asks.is_empty() { String::new() } else { format!(" ({})", asks.join(", ")) }
 }
 
-/// What a quota says against a pod (`exceeded quota: NAME, requested: A=1,B=2, used: A=3,B=4, limited: A=3,B=5`).
-/// `None`: the words are about something else.
+/// What a quota says against a pod. `None`: the words are about something else.
 pub fn over_quota(words: &str) -> Option<String> {
-    let (_, rest) = words.split_once("exceeded quota: ")?;
-    let (name, rest) = rest.split_once(", requested: ")?;
-    let (requested, rest) = rest.split_once(", used: ")?;
-    let (used, limited) = rest.split_once(", limited: ")?;
-    let amounts = |text: &str| -> Option<Vec<(String, String)>> {
-        let pairs = text.trim_end_matches(['.', ' ']).split(',');
-        pairs
-            .map(|pair| pair.split_once('=').map(|(what, much)| (what.to_owned(), much.to_owned())))
-            .collect()
+    let refusal = QuotaRefusal::parse(words)?;
+    let lines = refusal.amounts.iter().map(|Amount { what, requested, used, limit }| {
+        format!("the job asks for {what} {requested}, and {used} of {limit} are in use")
+    });
+    Some(format!("by \"{}\", {}", refusal.quota, lines.collect::<Vec<_>>().join("; ")))
+}
+
+/// Whether these words are a quota's that may have room another time.
+pub fn may_have_room_later(words: &str) -> bool {
+    words.contains("exceeded quota: ") && beyond_quota(words).is_none()
+}
+
+/// What a quota could not give to the pod if nothing else ran, in a sentence's second half. `None`: it may have room one day.
+pub fn beyond_quota(words: &str) -> Option<String> {
+    let refusal = QuotaRefusal::parse(words)?;
+    let too_much = |amount: &&Amount<'_>| {
+        let quantities = (Quantity::parse(amount.requested), Quantity::parse(amount.limit));
+        matches!(quantities, (Ok(requested), Ok(limit)) if requested > limit)
     };
-    let (requested, used, limited) = (amounts(requested)?, amounts(used)?, amounts(limited)?);
-    let find = |amounts: &[(String, String)], what: &str| {
-        amounts.iter().find(|(name, _)| name == what).map(|(_, much)| much.clone())
-    };
-    let lines: Option<Vec<String>> = requested
-        .iter()
-        .map(|(what, much)| {
-            let (used, limit) = (find(&used, what)?, find(&limited, what)?);
-            Some(format!("the job asks for {what} {much}, and {used} of {limit} are in use"))
-        })
-        .collect();
-    Some(format!("by \"{name}\", {}", lines?.join("; ")))
+    let Amount { what, requested, limit, .. } = refusal.amounts.iter().find(too_much)?;
+    Some(format!(
+        "the job asks for {what} {requested}, and the quota \"{}\" has {limit} in all",
+        refusal.quota
+    ))
+}
+
+/// `exceeded quota: NAME, requested: A=1,B=2, used: A=3,B=4, limited: A=3,B=5`
+struct QuotaRefusal<'a> {
+    quota: &'a str,
+    amounts: Vec<Amount<'a>>,
+}
+
+struct Amount<'a> {
+    what: &'a str,
+    requested: &'a str,
+    used: &'a str,
+    limit: &'a str,
+}
+
+impl<'a> QuotaRefusal<'a> {
+    fn parse(words: &'a str) -> Option<Self> {
+        let (_, rest) = words.split_once("exceeded quota: ")?;
+        let (quota, rest) = rest.split_once(", requested: ")?;
+        let (requested, rest) = rest.split_once(", used: ")?;
+        let (used, limited) = rest.split_once(", limited: ")?;
+        let pairs = |text: &'a str| -> Option<Vec<(&'a str, &'a str)>> {
+            text.trim_end_matches(['.', ' ']).split(',').map(|pair| pair.split_once('=')).collect()
+        };
+        let (requested, used, limited) = (pairs(requested)?, pairs(used)?, pairs(limited)?);
+        let find = |pairs: &[(&'a str, &'a str)], what: &str| {
+            pairs.iter().find(|(name, _)| *name == what).map(|(_, much)| *much)
+        };
+        let amounts = requested.into_iter().map(|(what, requested)| {
+            Some(Amount { what, requested, used: find(&used, what)?, limit: find(&limited, what)? })
+        });
+        Some(Self { quota, amounts: amounts.collect::<Option<_>>()? })
+    }
 }
 
 #[cfg(test)]
@@ -299,6 +334,22 @@ mod tests {
     }
 
     #[test]
+    fn what_no_quota_can_give_is_not_waited_for() {
+        let words = |requested: &str| {
+            format!(
+                "exceeded quota: compute, requested: cpu={requested},pods=1, used: cpu=1500m,pods=0, limited: cpu=2,pods=9"
+            )
+        };
+        assert_eq!(beyond_quota(&words("2")), None);
+        assert_eq!(beyond_quota(&words("2000m")), None);
+        assert_eq!(beyond_quota(&words("much")), None);
+        assert_eq!(
+            beyond_quota(&words("2001m")).as_deref(),
+            Some("the job asks for cpu 2001m, and the quota \"compute\" has 2 in all")
+        );
+    }
+
+    #[test]
     fn what_quotas_say() {
         let words = "pods \"cij-1-0123456789-3f2a91bc-1\" is forbidden: exceeded quota: compute, requested: limits.cpu=2,pods=1, used: limits.cpu=3,pods=9, limited: limits.cpu=4,pods=9";
         assert_eq!(
@@ -312,7 +363,7 @@ mod tests {
             "",
             "exceeded quota: x",
         ] {
-            assert_eq!(over_quota(other), None, "{other}");
+            assert_eq!((over_quota(other), beyond_quota(other)), (None, None), "{other}");
         }
     }
 }

@@ -245,7 +245,7 @@ mod tests {
         let mut state = State::new("jobs".into(), JOB.into(), Timestamp::UNIX_EPOCH);
         state.timeouts = Some(EffectiveTimeouts {
             job_seconds: 3600,
-            queue_seconds: 3300,
+            queue_seconds: 2700,
             start_seconds: 600,
             script_seconds: None,
             after_script_seconds: None,

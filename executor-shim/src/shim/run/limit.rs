@@ -65,7 +65,7 @@ mod tests {
         state.class = Some("short".into());
         state.timeouts = Some(EffectiveTimeouts {
             job_seconds: 3600,
-            queue_seconds: 3300,
+            queue_seconds: 2700,
             start_seconds: 600,
             script_seconds: Some(60),
             after_script_seconds: Some(5),

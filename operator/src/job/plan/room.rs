@@ -62,7 +62,7 @@ fn a_job_without_room_is_admitted_and_waits() {
 #[test]
 fn the_time_for_the_start_begins_when_there_is_room() {
     let queued = plan_at(&observed(fixture::job(), full(1)), 20);
-    // Later than the class's 600 s for the start, and within the 3300 s for the queue.
+    // Later than the class's 600 s for the start, and within the 2700 s for the queue.
     let placed = plan_at(&after(&queued, Room::Free), 1_000_000);
     assert_eq!(
         (placed.why, stands(&placed)),
@@ -80,13 +80,13 @@ fn the_time_for_the_start_begins_when_there_is_room() {
 #[test]
 fn who_waits_too_long_is_told_for_what() {
     let queued = plan_at(&observed(fixture::job(), full(2)), 0);
-    assert_eq!(queued.requeue, Some(Duration::from_secs(3_300)));
-    assert_eq!(plan_at(&after(&queued, full(2)), 3_299_000).why, Why::Queued);
-    let ended = plan_at(&after(&queued, full(2)), 3_300_000);
+    assert_eq!(queued.requeue, Some(Duration::from_secs(2_700)));
+    assert_eq!(plan_at(&after(&queued, full(2)), 2_699_000).why, Why::Queued);
+    let ended = plan_at(&after(&queued, full(2)), 2_700_000);
     assert_eq!(stands(&ended), (Some(Phase::TimedOut), Some(Reason::QueueTimeout)));
     assert_eq!(ended.status.queue, None);
     let message = ended.status.message.unwrap();
-    for words in ["3300 s", "JobClass \"default\"", "timeouts.queueSeconds", "concurrency.max"] {
+    for words in ["2700 s", "JobClass \"default\"", "timeouts.queueSeconds", "concurrency.max"] {
         assert!(message.contains(words), "no {words:?} in {message:?}");
     }
 }
