@@ -4,11 +4,15 @@
 //! The interpreter knows more than is let through here. What is not on the lists below is refused
 //! before it is ever run: it may be slow, or something that the interpreter panics at.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
+use cel::extractors::This;
 use cel::parser::Parser;
-use cel::{Context, ExecutionError, Value, functions};
+use cel::{Context, ExecutionError, FunctionContext, Value, functions};
+use regex::Regex;
 use roadstead_crds::request::{GitRefType, JobRequest, TagSource};
 use serde::Serialize;
 use thiserror::Error;
@@ -78,9 +82,20 @@ const FIELDS: [&str; 22] = [
 ];
 
 /// An expression that can be evaluated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Expression {
     root: IdedExpr,
+    patterns: Arc<Patterns>,
+}
+
+/// The patterns of an expression's `matches`, by their text: compiling one takes longer than all the rest.
+type Patterns = BTreeMap<String, Regex>;
+
+impl PartialEq for Expression {
+    fn eq(&self, other: &Self) -> bool {
+        // The patterns are in it.
+        self.root == other.root
+    }
 }
 
 /// Why an expression cannot be used.
@@ -115,9 +130,9 @@ impl Expression {
             });
             ExpressionError::new(format!("it is not CEL{what}"))
         })?;
-        let mut check = Check { nodes: 0, loops: 0, names: vec![] };
+        let mut check = Check { nodes: 0, loops: 0, names: vec![], patterns: Patterns::new() };
         check.expression(&root, 0)?;
-        Ok(Self { root })
+        Ok(Self { root, patterns: Arc::new(check.patterns) })
     }
 
     /// Evaluates the expression for a job.
@@ -125,7 +140,8 @@ impl Expression {
     /// # Errors
     /// Why it is neither true nor false.
     pub fn holds(&self, inputs: &Inputs) -> Result<bool, ExpressionError> {
-        let value = quietly(|| Value::resolve(&self.root, &inputs.context))
+        let context = inputs.context(&self.patterns);
+        let value = quietly(|| Value::resolve(&self.root, &context))
             .ok_or_else(|| ExpressionError::new("the interpreter gave up on it"))?;
         match value {
             Ok(Value::Bool(holds)) => Ok(holds),
@@ -140,7 +156,7 @@ impl Expression {
 
 /// A job as expressions see it.
 pub struct Inputs {
-    context: Context<'static>,
+    job: Value,
 }
 
 impl Inputs {
@@ -148,17 +164,27 @@ impl Inputs {
     /// tells, and reading one is an error, so that nothing is decided by an unknown. Only
     /// `ref.protected` is always there: what is not known to be protected is not.
     pub fn new(request: &JobRequest, namespace: &str) -> Self {
+        Self { job: cel::to_value(Job::of(request, namespace)).unwrap_or(Value::Null) }
+    }
+
+    fn context(&self, patterns: &Arc<Patterns>) -> Context<'static> {
         let mut context = Context::empty();
         context.add_function("contains", functions::contains);
         context.add_function("endsWith", functions::ends_with);
         context.add_function("int", functions::int);
-        context.add_function("matches", functions::matches);
+        let patterns = Arc::clone(patterns);
+        let matches =
+            move |of: &FunctionContext<'_, '_>, This(text): This<Arc<String>>, pattern: Arc<String>| {
+                // Every pattern is written out, and was found there.
+                let found = patterns.get(pattern.as_str());
+                found.map(|regex| regex.is_match(&text)).ok_or_else(|| of.error("the pattern is not known"))
+            };
+        context.add_function("matches", matches);
         context.add_function("size", functions::size);
         context.add_function("startsWith", functions::starts_with);
         context.add_function("string", functions::string);
-        let job = cel::to_value(Job::of(request, namespace)).unwrap_or(Value::Null);
-        context.add_variable_from_value("job", job);
-        Self { context }
+        context.add_variable_from_value("job", self.job.clone());
+        context
     }
 }
 
@@ -251,6 +277,7 @@ struct Check {
     loops: usize,
     /// Names that macros introduced.
     names: Vec<String>,
+    patterns: Patterns,
 }
 
 impl Check {
@@ -287,7 +314,8 @@ impl Check {
                     )));
                 }
                 if name == "matches" {
-                    regex(call.args.last())?;
+                    let (text, regex) = pattern(call.args.last())?;
+                    self.patterns.insert(text, regex);
                 }
                 let parts = call.target.as_deref().into_iter().chain(&call.args);
                 parts.into_iter().try_for_each(|part| self.expression(part, depth))
@@ -340,15 +368,16 @@ fn path(expression: &IdedExpr) -> Option<String> {
 }
 
 /// A regular expression has to be written out: one made of the job's own words could be anything.
-fn regex(argument: Option<&IdedExpr>) -> Result<(), ExpressionError> {
+fn pattern(argument: Option<&IdedExpr>) -> Result<(String, Regex), ExpressionError> {
     let Some(IdedExpr { expr: Expr::Literal(LiteralValue::String(pattern)), .. }) = argument else {
         return Err(ExpressionError::new("the pattern of `matches` has to be written out as a string"));
     };
     let built = regex::RegexBuilder::new(pattern.inner()).size_limit(LARGEST_REGEX).build();
-    built.map(drop).map_err(|error| {
+    let regex = built.map_err(|error| {
         let words = quoted(&error.to_string());
         ExpressionError::new(format!("the pattern of `matches` is not usable: {words}"))
-    })
+    })?;
+    Ok((pattern.inner().to_owned(), regex))
 }
 
 /// How deep brackets and unary operators nest, without a parser.
