@@ -5,6 +5,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use roadstead_crds::JobClass;
 
+use crate::api::{CallError, call};
 use crate::chain;
 use crate::explain::decision::Trial;
 use crate::policy::waiting;
@@ -35,20 +36,25 @@ impl Server {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let dry = PostParams { dry_run: true, ..PostParams::default() };
-        match pods.create(&dry, pod).await {
+        let error = match call(pods.create(&dry, pod)).await {
             Ok(mut pod) => {
                 pod.metadata.managed_fields = None;
                 pod.status = None;
-                Ok(Trial::Taken(Box::new(pod)))
+                return Ok(Trial::Taken(Box::new(pod)));
             }
-            Err(kube::Error::Api(status)) if waiting::may_have_room_later(&status.message) => {
+            Err(error) => error,
+        };
+        match &error {
+            CallError::Refused(status)
+                if error.is_quota() && waiting::beyond_quota(&status.message).is_none() =>
+            {
                 Ok(Trial::Waits(status.message.clone()))
             }
             // Not allowed to ask is something else than not allowed to be.
-            Err(kube::Error::Api(status)) if !status.is_forbidden() || !is_rbac(&status.message) => {
+            CallError::Refused(status) if !status.is_forbidden() || !is_rbac(&status.message) => {
                 Ok(Trial::Refused(status.message.clone()))
             }
-            Err(error) => Err(format!("cannot ask the API server about the pod: {}", chain(&error))),
+            _ => Err(format!("cannot ask the API server about the pod: {}", chain(&error))),
         }
     }
 }

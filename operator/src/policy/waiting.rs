@@ -181,11 +181,6 @@ pub fn over_quota(words: &str) -> Option<String> {
     Some(format!("by \"{}\", {}", refusal.quota, lines.collect::<Vec<_>>().join("; ")))
 }
 
-/// Whether these words are a quota's that may have room another time.
-pub fn may_have_room_later(words: &str) -> bool {
-    words.contains("exceeded quota: ") && beyond_quota(words).is_none()
-}
-
 /// What a quota could not give to the pod if nothing else ran, in a sentence's second half. `None`: it may have room one day.
 pub fn beyond_quota(words: &str) -> Option<String> {
     let refusal = QuotaRefusal::parse(words)?;
