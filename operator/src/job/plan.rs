@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use roadstead_crds::jobclass::Timeouts;
 use roadstead_crds::status::{PodStatus, condition};
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 
@@ -16,7 +15,7 @@ use crate::job::pod::{self, Order};
 use crate::job::status::{self, Draft};
 use crate::policy::class::{self, Terms};
 use crate::policy::matching::Subject;
-use crate::policy::queue::{Room, Wait};
+use crate::policy::queue::Room;
 use crate::policy::select::{self, Candidate, Choice, Fault, Selection};
 use crate::policy::timeouts;
 use crate::policy::verdict::{self, Case, PodEnd, Verdict};
@@ -337,30 +336,6 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The verdict on a job that waited too long, for room or for its containers.
-    fn late(&self) -> Option<Verdict> {
-        let status = &self.draft.status;
-        let timeouts = status.timeouts.as_ref()?;
-        let class = status.class.as_deref().unwrap_or_default();
-        let last = status.message.as_deref().unwrap_or_default();
-        let up = |deadline: &Timestamp| self.now >= *deadline;
-        if self.queue_deadline().as_ref().is_some_and(up) {
-            let message = format!(
-                "there was no room for the job within the {} s that JobClass \"{class}\" lets it wait (`timeouts.queueSeconds`). \
-                 It stood there: {last}",
-                timeouts.queue_seconds
-            );
-            return Some(Verdict::new(Reason::QueueTimeout, message));
-        }
-        self.start_deadline().filter(up)?;
-        let message = format!(
-            "the job did not start within the {} s that JobClass \"{class}\" gives it (`timeouts.startSeconds`). \
-             It stood there: {last}",
-            timeouts.start_seconds
-        );
-        Some(Verdict::new(Reason::StartTimeout, message))
-    }
-
     fn pod_end(&self, seen: Option<&Inspection>) -> Option<PodEnd> {
         let status = &self.draft.status;
         match (&self.observed.current, seen) {
@@ -440,69 +415,6 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// By when there has to be room. `None`: the job does not wait for any.
-    fn queue_deadline(&self) -> Option<Timestamp> {
-        let status = &self.draft.status;
-        let queue = status.queue.as_ref().filter(|_| self.draft.waits_for_room())?;
-        Some(timeouts::after(queue.since.0, status.timeouts.as_ref()?.queue_seconds))
-    }
-
-    /// When it is the job's turn to find out whether a quota has room again.
-    fn quota_retry(&self) -> Option<Timestamp> {
-        match &self.observed.room {
-            Room::Taken(Wait { retry, .. }) if self.draft.waits_for_room() => *retry,
-            Room::Taken(_) | Room::Free | Room::Unknown => None,
-        }
-    }
-
-    /// By when the containers have to run. `None`: they do, or the job is not admitted or waits for
-    /// room.
-    fn start_deadline(&self) -> Option<Timestamp> {
-        let status = &self.draft.status;
-        if status.started_at.is_some() || !self.draft.is_admitted() || self.draft.waits_for_room() {
-            return None;
-        }
-        let created =
-            self.our_pod().and_then(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| time.0);
-        let room = status.start.room_ms.map(|after| {
-            timeouts::later(self.observed.job.spec.request.requested_at.0, SignedDuration::from_millis(after))
-        });
-        let since = created.or(room).or_else(|| status::since(status, condition::ADMITTED))?;
-        Some(timeouts::after(since, status.timeouts.as_ref()?.start_seconds))
-    }
-
-    /// Until when the kubelet may try again to start a container.
-    fn trouble_deadline(&self) -> Option<Timestamp> {
-        let status = &self.draft.status;
-        let since = status::since(status, condition::STARTED).filter(|_| status.started_at.is_none())?;
-        Some(timeouts::later(since, timeouts::START_TROUBLE))
-    }
-
-    /// When the CiJob was created, by the API server's clock.
-    fn born(&self) -> Timestamp {
-        let job = &self.observed.job;
-        job.metadata.creation_timestamp.as_ref().map_or(job.spec.request.requested_at.0, |time| time.0)
-    }
-
-    fn job_seconds(&self) -> i64 {
-        let granted = self.draft.status.timeouts.as_ref().map(|timeouts| timeouts.job_seconds);
-        granted.unwrap_or(self.observed.job.spec.request.timeout_seconds)
-    }
-
-    fn ttl(&self) -> i64 {
-        let granted = self.draft.status.timeouts.as_ref().map(|timeouts| timeouts.ttl_seconds_after_finished);
-        granted.unwrap_or_else(|| Timeouts::default().ttl_seconds_after_finished)
-    }
-
-    /// Seconds that the pod's containers get to end.
-    fn grace(&self) -> u32 {
-        let status = &self.draft.status;
-        // After a report no script runs any more; before the start none has run yet.
-        let idle = self.observed.job.spec.report.is_some() || status.started_at.is_none();
-        let granted = status.timeouts.as_ref().map_or(0, |timeouts| timeouts.termination_grace_seconds);
-        if idle { AT_ONCE } else { u32::try_from(granted).unwrap_or(AT_ONCE).max(AT_ONCE) }
-    }
-
     fn place(&self) -> String {
         match &self.draft.status.pod {
             Some(PodStatus { name, node: Some(node), .. }) => format!("pod \"{name}\" on node \"{node}\""),
@@ -529,6 +441,7 @@ impl<'a> Planner<'a> {
     }
 }
 
+mod deadlines;
 #[cfg(test)]
 mod laws;
 #[cfg(test)]

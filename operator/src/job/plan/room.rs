@@ -5,9 +5,10 @@ use std::sync::Arc;
 use roadstead_crds::status::condition;
 use roadstead_crds::{CiJob, Phase, Reason};
 
+use super::tests::{plan_at, stands};
 use super::*;
 use crate::fixture::{self, at};
-use crate::policy::queue::Obstacle;
+use crate::policy::queue::{Obstacle, Wait};
 
 fn full(position: usize) -> Room {
     Room::Taken(Wait { obstacle: Obstacle::Class, position, of: 7, running: 4, max: Some(4), retry: None })
@@ -21,14 +22,6 @@ fn observed(job: CiJob, room: Room) -> Observed {
 
 fn after(plan: &Plan, room: Room) -> Observed {
     observed(CiJob { status: Some(plan.status.clone()), ..fixture::job() }, room)
-}
-
-fn plan_at(observed: &Observed, milliseconds: i64) -> Plan {
-    plan(observed, &fixture::images(), at(milliseconds))
-}
-
-fn stands(plan: &Plan) -> (Option<Phase>, Option<Reason>) {
-    (plan.status.phase, plan.status.reason)
 }
 
 #[test]

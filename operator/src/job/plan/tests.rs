@@ -43,7 +43,7 @@ fn ready(class: JobClass) -> Arc<Candidate> {
     Arc::new(Candidate::new(Arc::new(class)))
 }
 
-fn plan_at(observed: &Observed, milliseconds: i64) -> Plan {
+pub(super) fn plan_at(observed: &Observed, milliseconds: i64) -> Plan {
     plan(observed, &fixture::images(), at(milliseconds))
 }
 
@@ -107,7 +107,7 @@ fn delete(grace: u32) -> Action {
     Action::DeletePod { name: FIRST.to_owned(), uid: "pod-uid-1".to_owned(), grace }
 }
 
-fn stands(plan: &Plan) -> (Option<Phase>, Option<Reason>) {
+pub(super) fn stands(plan: &Plan) -> (Option<Phase>, Option<Reason>) {
     (plan.status.phase, plan.status.reason)
 }
 
