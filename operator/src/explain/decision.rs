@@ -77,7 +77,7 @@ pub fn decide(job: &CiJob, candidates: &[Arc<Candidate>], images: &Images) -> De
         uid: NO_UID.to_owned(),
     };
     let request = &job.spec.request;
-    let subject = Subject { request, namespace: &identity.namespace };
+    let subject = &Subject::new(request, &identity.namespace);
     let standings = standings(subject, candidates);
     let text =
         format!("Job \"{}\", namespace {}: {}", request.job.name, identity.namespace, described(subject));

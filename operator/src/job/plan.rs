@@ -164,9 +164,9 @@ pub fn wants_room(observed: &Observed) -> Option<Arc<Candidate>> {
     if let Some(class) = admitted.and_then(|status| status.class.as_deref()) {
         return classes.iter().find(|candidate| candidate.name() == class).cloned();
     }
-    let subject = Subject { request: &job.spec.request, namespace: &identity.namespace };
+    let subject = Subject::new(&job.spec.request, &identity.namespace);
     // What fails on the way is told by the plan.
-    match select::select(subject, classes, &mut vec![]) {
+    match select::select(&subject, classes, &mut vec![]) {
         Selection::Chosen(choice) => Some(choice.class),
         Selection::Missing(_) | Selection::Refused(_) => None,
     }
@@ -288,8 +288,8 @@ impl<'a> Planner<'a> {
     /// The class that the job gets.
     fn choice(&mut self) -> Result<Choice, NoPod> {
         let Observed { identity, job, classes, .. } = self.observed;
-        let subject = Subject { request: &job.spec.request, namespace: &identity.namespace };
-        match select::select(subject, classes, &mut self.faults) {
+        let subject = Subject::new(&job.spec.request, &identity.namespace);
+        match select::select(&subject, classes, &mut self.faults) {
             Selection::Chosen(choice) => Ok(choice),
             Selection::Missing(verdict) => Err(NoPod::Class(verdict)),
             Selection::Refused(verdict) => Err(match &job.spec.request.class_name {

@@ -1,5 +1,6 @@
 //! Whether a class's match takes a job, and if not, why not.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -11,12 +12,24 @@ use crate::policy::pattern::Pattern;
 use crate::policy::words::listed;
 
 /// A job as classes are matched with it.
-#[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// What is known of it.
     pub request: &'a JobRequest,
     /// Namespace of its CiJob.
     pub namespace: &'a str,
+    /// What expressions see of it: the same for each class, and made when the first one asks.
+    inputs: OnceCell<Inputs>,
+}
+
+impl<'a> Subject<'a> {
+    /// The job of a CiJob in a namespace.
+    pub fn new(request: &'a JobRequest, namespace: &'a str) -> Self {
+        Self { request, namespace, inputs: OnceCell::new() }
+    }
+
+    fn inputs(&self) -> &Inputs {
+        self.inputs.get_or_init(|| Inputs::new(self.request, self.namespace))
+    }
 }
 
 /// A class's match, ready to be applied.
@@ -91,17 +104,17 @@ impl Matcher {
 
     /// How many of the class's tags the job does not ask for: fewer means closer to what it asks.
     /// `None`: the class does not look at tags.
-    pub fn spare_tags(&self, job: Subject<'_>) -> Option<usize> {
+    pub fn spare_tags(&self, job: &Subject<'_>) -> Option<usize> {
         let tags = self.tags.as_ref()?;
         Some(tags.iter().filter(|tag| !job.request.tags.contains(tag)).count())
     }
 
     /// Whether the match takes the job, as far as that can be told without its expression.
-    pub fn passes(&self, job: Subject<'_>) -> bool {
+    pub fn passes(&self, job: &Subject<'_>) -> bool {
         self.reasons(job).is_empty()
     }
 
-    fn reasons(&self, job: Subject<'_>) -> Vec<String> {
+    fn reasons(&self, job: &Subject<'_>) -> Vec<String> {
         [self.tags(job), self.project(job), self.git_ref(job), self.namespace(job), self.user(job)]
             .into_iter()
             .flatten()
@@ -109,13 +122,13 @@ impl Matcher {
     }
 
     /// Whether the match takes the job.
-    pub fn answer(&self, job: Subject<'_>) -> Answer {
+    pub fn answer(&self, job: &Subject<'_>) -> Answer {
         let reasons = self.reasons(job);
         if !reasons.is_empty() {
             return Answer::Refuses(reasons.join("; "));
         }
         let Some(expression) = &self.expression else { return Answer::Takes };
-        match expression.holds(&Inputs::new(job.request, job.namespace)) {
+        match expression.holds(job.inputs()) {
             Ok(true) => Answer::Takes,
             Ok(false) => Answer::Refuses("its expression is false for the job".to_owned()),
             Err(error) => Answer::Fails(error.to_string()),
@@ -123,7 +136,7 @@ impl Matcher {
     }
 
     /// GitLab's rule: (`run_untagged` or the job has tags) and the job's tags are all the runner's.
-    fn tags(&self, Subject { request, .. }: Subject<'_>) -> Option<String> {
+    fn tags(&self, Subject { request, .. }: &Subject<'_>) -> Option<String> {
         if self.tags.is_none() && self.run_untagged {
             return None;
         }
@@ -148,12 +161,12 @@ impl Matcher {
         })
     }
 
-    fn project(&self, Subject { request, .. }: Subject<'_>) -> Option<String> {
+    fn project(&self, Subject { request, .. }: &Subject<'_>) -> Option<String> {
         let path = &request.project.path;
         refusal(&self.projects, path, || format!("it is not for project {path}"))
     }
 
-    fn git_ref(&self, Subject { request, .. }: Subject<'_>) -> Option<String> {
+    fn git_ref(&self, Subject { request, .. }: &Subject<'_>) -> Option<String> {
         let git_ref = &request.git_ref;
         let mut text =
             refusal(&self.refs, &git_ref.name, || format!("it is not for the ref {}", git_ref.name));
@@ -173,11 +186,11 @@ impl Matcher {
         text
     }
 
-    fn namespace(&self, Subject { namespace, .. }: Subject<'_>) -> Option<String> {
+    fn namespace(&self, Subject { namespace, .. }: &Subject<'_>) -> Option<String> {
         refusal(&self.namespaces, namespace, || format!("it is not for namespace {namespace}"))
     }
 
-    fn user(&self, Subject { request, .. }: Subject<'_>) -> Option<String> {
+    fn user(&self, Subject { request, .. }: &Subject<'_>) -> Option<String> {
         if self.users.is_empty() || self.users.iter().any(|user| user.is(request)) {
             return None;
         }
@@ -219,7 +232,7 @@ impl User {
 }
 
 /// What a job is matched by, for people.
-pub fn described(Subject { request, .. }: Subject<'_>) -> String {
+pub fn described(Subject { request, .. }: &Subject<'_>) -> String {
     let tags: Vec<&str> = request.tags.iter().map(String::as_str).collect();
     let tags = match (request.tag_source, tags.as_slice()) {
         (None, _) => "its tags are not known".to_owned(),

@@ -57,7 +57,7 @@ impl Candidate {
         self.class.spec.mode == Mode::Audit
     }
 
-    fn answer(&self, job: Subject<'_>) -> Answer {
+    fn answer(&self, job: &Subject<'_>) -> Answer {
         match &self.matcher {
             None => Answer::Takes,
             Some(matcher) => matcher.answer(job),
@@ -66,7 +66,7 @@ impl Candidate {
 
     /// Smaller comes first: higher priority, fewer spare tags, the name. A class that does not look
     /// at tags fits a job less than one that does, and the default class without a match least.
-    fn rank(&self, job: Subject<'_>) -> (Reverse<i32>, Fit, &str) {
+    fn rank(&self, job: &Subject<'_>) -> (Reverse<i32>, Fit, &str) {
         let spare = self.matcher.as_ref().and_then(|matcher| matcher.spare_tags(job));
         let fit = match spare {
             Some(spare) => Fit::Spare(spare),
@@ -123,7 +123,7 @@ pub struct Fault {
 
 /// Selects a job's class: the one that it names, or the first that takes it. The failed expressions
 /// that were met are put into `faults`.
-pub fn select(job: Subject<'_>, candidates: &[Arc<Candidate>], faults: &mut Vec<Fault>) -> Selection {
+pub fn select(job: &Subject<'_>, candidates: &[Arc<Candidate>], faults: &mut Vec<Fault>) -> Selection {
     match &job.request.class_name {
         Some(name) => match candidates.iter().find(|candidate| candidate.name() == name) {
             Some(candidate) => named(job, candidate, faults),
@@ -133,7 +133,7 @@ pub fn select(job: Subject<'_>, candidates: &[Arc<Candidate>], faults: &mut Vec<
     }
 }
 
-fn named(job: Subject<'_>, candidate: &Arc<Candidate>, faults: &mut Vec<Fault>) -> Selection {
+fn named(job: &Subject<'_>, candidate: &Arc<Candidate>, faults: &mut Vec<Fault>) -> Selection {
     let name = candidate.name();
     if !candidate.problems.is_empty() {
         return Selection::Refused(Verdict::new(Reason::ClassInvalid, invalid(candidate)));
@@ -164,7 +164,7 @@ fn named(job: Subject<'_>, candidate: &Arc<Candidate>, faults: &mut Vec<Fault>) 
     }
 }
 
-fn first_that_takes(job: Subject<'_>, candidates: &[Arc<Candidate>], faults: &mut Vec<Fault>) -> Selection {
+fn first_that_takes(job: &Subject<'_>, candidates: &[Arc<Candidate>], faults: &mut Vec<Fault>) -> Selection {
     let mut ranked: Vec<_> = candidates.iter().filter(|candidate| candidate.takes_part()).collect();
     if ranked.is_empty() {
         return Selection::Missing(class::none(candidates.len()));
@@ -205,7 +205,7 @@ fn first_that_takes(job: Subject<'_>, candidates: &[Arc<Candidate>], faults: &mu
 }
 
 /// Why the first class that takes a job is it. Expressions of those that come later are not asked.
-fn why(job: Subject<'_>, candidate: &Candidate, later: &[&Arc<Candidate>]) -> String {
+fn why(job: &Subject<'_>, candidate: &Candidate, later: &[&Arc<Candidate>]) -> String {
     let rival = later.iter().find(|other| other.problems.is_empty() && other.answer_without_expression(job));
     let Some(rival) = rival else { return "no other class takes the job".to_owned() };
     let other = rival.name();
@@ -234,7 +234,7 @@ enum Lead {
 }
 
 impl Lead {
-    fn of(first: &Candidate, later: &Candidate, job: Subject<'_>) -> Self {
+    fn of(first: &Candidate, later: &Candidate, job: &Subject<'_>) -> Self {
         let ((Reverse(priority), fit, _), (Reverse(other_priority), other_fit, _)) =
             (first.rank(job), later.rank(job));
         match (fit, other_fit) {
@@ -248,7 +248,7 @@ impl Lead {
 
 /// What each class makes of a job: its name, and a sentence without a full stop. Those that come first for this
 /// job are first. Unlike [`select`] it asks them all.
-pub fn standings(job: Subject<'_>, candidates: &[Arc<Candidate>]) -> Vec<(String, String)> {
+pub fn standings(job: &Subject<'_>, candidates: &[Arc<Candidate>]) -> Vec<(String, String)> {
     let mut ranked: Vec<_> = candidates.iter().collect();
     ranked.sort_by(|a, b| (!a.takes_part(), a.rank(job)).cmp(&(!b.takes_part(), b.rank(job))));
     // The first class that takes the job, or may: whether it does.
@@ -271,7 +271,7 @@ struct Standing {
     leads: Option<bool>,
 }
 
-fn standing(job: Subject<'_>, candidate: &Candidate, ahead: Option<(&Candidate, bool)>) -> Standing {
+fn standing(job: &Subject<'_>, candidate: &Candidate, ahead: Option<(&Candidate, bool)>) -> Standing {
     let plain = |text| Standing { text, leads: None };
     if !candidate.problems.is_empty() {
         return plain(format!("it is not valid: {}", candidate.problems.join("; ")));
@@ -311,12 +311,12 @@ fn standing(job: Subject<'_>, candidate: &Candidate, ahead: Option<(&Candidate, 
 }
 
 impl Candidate {
-    fn answer_without_expression(&self, job: Subject<'_>) -> bool {
+    fn answer_without_expression(&self, job: &Subject<'_>) -> bool {
         self.matcher.as_ref().is_some_and(|matcher| matcher.passes(job))
     }
 }
 
-fn fault(job: Subject<'_>, candidate: &Candidate, why: &str) -> Fault {
+fn fault(job: &Subject<'_>, candidate: &Candidate, why: &str) -> Fault {
     Fault {
         class: candidate.name().to_owned(),
         generation: candidate.class.metadata.generation,
@@ -342,7 +342,7 @@ fn invalid(candidate: &Candidate) -> String {
 }
 
 /// One line for the job, and one for each class.
-fn refusal(job: Subject<'_>, reasons: &[(&Arc<Candidate>, String)]) -> String {
+fn refusal(job: &Subject<'_>, reasons: &[(&Arc<Candidate>, String)]) -> String {
     let mut text =
         format!("no JobClass takes this job ({}):", shortened(&described(job), 2 * LONGEST_REASON));
     for (candidate, reason) in reasons.iter().take(MOST_REASONS) {

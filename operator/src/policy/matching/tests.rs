@@ -26,7 +26,7 @@ fn answer(matching: &Matching, request: &JobRequest) -> Answer {
     let mut problems = Vec::new();
     let matcher = Matcher::compile(matching, &mut problems);
     assert_eq!(problems, Vec::<String>::new());
-    matcher.answer(Subject { request, namespace: "ci-jobs" })
+    matcher.answer(&Subject::new(request, "ci-jobs"))
 }
 
 fn takes(matching: &Matching, request: &JobRequest) -> bool {
@@ -285,7 +285,7 @@ proptest! {
         };
         let request = JobRequest { tags: one(6), tag_source: Some(TagSource::Job), user_login: Some(texts[0].clone()), ..fixture::request() };
         let mut problems = Vec::new();
-        let subject = Subject { request: &request, namespace: &texts[6] };
+        let subject = &Subject::new(&request, &texts[6]);
         let matcher = Matcher::compile(&matching, &mut problems);
         matcher.answer(subject);
         matcher.spare_tags(subject);

@@ -39,7 +39,7 @@ fn run(request: &JobRequest, classes: &[JobClass]) -> (Selection, Vec<Fault>) {
     let candidates: Vec<_> =
         classes.iter().map(|class| Arc::new(Candidate::new(Arc::new(class.clone())))).collect();
     let mut faults = Vec::new();
-    let subject = Subject { request, namespace: "ci-jobs" };
+    let subject = &Subject::new(request, "ci-jobs");
     (select(subject, &candidates, &mut faults), faults)
 }
 
@@ -297,7 +297,7 @@ fn every_class_says_where_it_stands() {
     let standings = |request: &JobRequest, classes: &[JobClass]| -> Vec<(String, String)> {
         let candidates: Vec<_> =
             classes.iter().map(|class| Arc::new(Candidate::new(Arc::new(class.clone())))).collect();
-        super::standings(Subject { request, namespace: "ci-jobs" }, &candidates)
+        super::standings(&Subject::new(request, "ci-jobs"), &candidates)
     };
     let pairs = |standings: &[(String, String)]| -> Vec<String> {
         standings.iter().map(|(name, text)| format!("{name}: {text}")).collect()
