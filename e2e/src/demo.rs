@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use roadstead_crds::{CiJob, Phase};
+use roadstead_crds::CiJob;
 
 use crate::cluster::Cluster;
 use crate::coordinator::JobSpec;
@@ -60,9 +60,7 @@ pub async fn run(progress: Progress, cluster: Cluster) -> Result<()> {
 
     let cijob = installation.cijob_of(spec.id).await?;
     let name = cijob.metadata.name.as_deref().context("a CiJob without a name")?;
-    let finished =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    let cijob = installation.wait_cijob(name, "finished", DEADLINE, finished).await?;
+    let cijob = installation.wait_finished(name, DEADLINE).await?;
     for verb in ["get", "describe"] {
         output(format_args!("\n$ kubectl {verb} cij {name}\n"));
         let namespace = installation.job_namespace();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use roadstead_crds::{CiJob, Phase, Reason};
+use roadstead_crds::Reason;
 
 use super::{DEADLINE, Finding, SHORT, SOON, Site};
 use crate::coordinator::JobSpec;
@@ -121,9 +121,7 @@ pub async fn ended(
 /// Why the CiJob of a job has ended, once it has.
 pub async fn final_reason(site: &Site<'_>, job: i64) -> Result<Option<Reason>> {
     let name = site.bench.cijob_of(job).await?.metadata.name.unwrap_or_default();
-    let over =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    let job = site.bench.wait_cijob(&name, "finished", SOON, over).await?;
+    let job = site.bench.wait_finished(&name, SOON).await?;
     Ok(job.status.and_then(|status| status.reason))
 }
 

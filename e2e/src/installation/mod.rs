@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, Config};
-use roadstead_crds::{CiJob, JobClass, labels};
+use roadstead_crds::{CiJob, JobClass, Phase, labels};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
@@ -180,6 +180,13 @@ impl Installation {
             bail!("CiJob {name}: not {what} after {deadline:?}; it is {now:#?}");
         };
         found.context("the watch failed")?.with_context(|| format!("CiJob {name} is gone"))
+    }
+
+    /// Waits until the operator has ended the CiJob, and returns it with its last word.
+    pub async fn wait_finished(&self, name: &str, deadline: Duration) -> Result<CiJob> {
+        let finished =
+            |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
+        self.wait_cijob(name, "finished", deadline, finished).await
     }
 
     /// Waits until a GitLab job has no pod left, for any of its attempts.

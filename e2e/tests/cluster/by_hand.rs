@@ -84,9 +84,7 @@ async fn pods_of(bench: &Installation, name: &str) -> Result<Vec<Pod>> {
 
 /// Waits until the job is over and its pod is gone, and returns it.
 async fn over(bench: &Installation, name: &str) -> Result<CiJob> {
-    let is_final =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    let job = Box::pin(bench.wait_cijob(name, "over", SOON, is_final)).await?;
+    let job = Box::pin(bench.wait_finished(name, SOON)).await?;
     for pod in pods_of(bench, name).await? {
         let (name, uid) = (pod.metadata.name.context("no name")?, pod.metadata.uid.unwrap_or_default());
         let gone = kube::runtime::conditions::is_deleted(&uid);

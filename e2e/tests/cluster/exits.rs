@@ -41,10 +41,7 @@ async fn a_failed_command_in_the_middle_fails_the_job_and_says_so_in_the_object(
     assert!(!output.lines().any(|line| line == "never reached"), "{output}");
     assert!(result.stages().contains(&"after_script"));
     let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
-    let is_final = |job: Option<&roadstead_crds::CiJob>| {
-        job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final)
-    };
-    let job = bench.wait_cijob(&name, "finished", crate::SOON, is_final).await?;
+    let job = bench.wait_finished(&name, crate::SOON).await?;
     assert_eq!(job.status.and_then(|status| status.phase), Some(Phase::Failed));
     assert_eq!(job.spec.report.and_then(|report| report.exit_code), Some(3));
     Ok(())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use roadstead_crds::Reason;
 use roadstead_crds::jobclass::AgentSource;
-use roadstead_crds::{Phase, Reason};
 use roadstead_e2e::coordinator::{Image, JobSpec};
 use roadstead_e2e::gitrepo::{Commit, GitRepo};
 use roadstead_e2e::harness::Harness;
@@ -115,10 +115,7 @@ async fn a_missing_image_is_told_in_seconds() -> Result<()> {
         let took = result.calls_of("prepare")[0].duration().context("prepare has no end")?;
         assert!(took < Duration::from_secs(20), "prepare took {took:?}");
         let name = bench.cijobs_of(spec.id).await?[0].metadata.name.clone().context("no name")?;
-        let finished = |job: Option<&roadstead_crds::CiJob>| {
-            job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final)
-        };
-        let job = bench.wait_cijob(&name, "finished", SOON, finished).await?;
+        let job = bench.wait_finished(&name, SOON).await?;
         assert_eq!(job.status.and_then(|status| status.reason), Some(reason));
         bench.wait_no_pods(spec.id, SOON).await?;
     }

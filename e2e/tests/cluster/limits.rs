@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use roadstead_crds::jobclass::Timeouts;
-use roadstead_crds::{CiJob, Phase, Reason};
+use roadstead_crds::{Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
 use roadstead_e2e::harness::{Backend, RunnerConfig};
 use roadstead_e2e::installation::Installation;
 
-use crate::{DEADLINE, SOON};
+use crate::{DEADLINE, SOON, stands};
 
 async fn runner(
     bench: &Installation,
@@ -23,13 +23,6 @@ async fn runner(
         })
         .await?;
     Ok((bench.runner().env("ROADSTEAD_CLASS", &class), class))
-}
-
-fn stands(phase: Phase, reason: Reason) -> impl Fn(Option<&CiJob>) -> bool {
-    move |job| {
-        job.and_then(|job| job.status.as_ref())
-            .is_some_and(|status| (status.phase, status.reason) == (Some(phase), Some(reason)))
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

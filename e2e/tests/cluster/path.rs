@@ -9,10 +9,6 @@ use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON};
 
-fn finished(job: Option<&roadstead_crds::CiJob>) -> bool {
-    job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_checks_out_its_repository_and_runs_its_scripts() -> Result<()> {
     let bench = Installation::join().await?;
@@ -35,7 +31,7 @@ async fn a_job_checks_out_its_repository_and_runs_its_scripts() -> Result<()> {
         }
 
         let name = bench.cijob_of(spec.id).await?.metadata.name.context("a CiJob without a name")?;
-        let job = bench.wait_cijob(&name, "finished", SOON, finished).await?;
+        let job = bench.wait_finished(&name, SOON).await?;
         let status = job.status.context("a finished CiJob without a status")?;
         assert_eq!(status.phase, Some(Phase::Succeeded), "{status:#?}");
         assert_eq!(status.class, Some(bench.class_name("default")));

@@ -12,14 +12,7 @@ use roadstead_e2e::harness::{Harness, RunnerConfig, RunningJob};
 use roadstead_e2e::installation::Installation;
 use serde_json::json;
 
-use crate::{DEADLINE, SOON};
-
-fn stands(phase: Phase, reason: Reason) -> impl Fn(Option<&CiJob>) -> bool {
-    move |job| {
-        job.and_then(|job| job.status.as_ref())
-            .is_some_and(|status| (status.phase, status.reason) == (Some(phase), Some(reason)))
-    }
-}
+use crate::{DEADLINE, SOON, stands};
 
 fn position(job: &CiJob) -> Option<i32> {
     job.status.as_ref()?.queue.as_ref()?.position
@@ -94,9 +87,7 @@ async fn projects_take_turns_where_there_is_one_place() -> Result<()> {
             "{log}"
         );
         // gitlab-runner is done a moment before the operator is.
-        let over =
-            |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-        let job = bench.wait_cijob(&name, "finished", SOON, over).await?;
+        let job = bench.wait_finished(&name, SOON).await?;
         let status = job.status.as_ref().context("no status")?;
         assert_eq!(status.queue, None, "{status:#?}");
         // By the operator's clock.

@@ -37,9 +37,7 @@ async fn run(bench: &Installation, class: &str, spec: &JobSpec) -> Result<JobRes
 /// The CiJob after its end.
 async fn finished(bench: &Installation, spec: &JobSpec) -> Result<CiJob> {
     let name = bench.cijob_of(spec.id).await?.metadata.name.context("no name")?;
-    let is_final =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    bench.wait_cijob(&name, "finished", SOON, is_final).await
+    bench.wait_finished(&name, SOON).await
 }
 
 /// What the build container of a job whose script runs cannot exceed.

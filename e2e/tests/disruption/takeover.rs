@@ -165,9 +165,7 @@ async fn a_timeout_and_a_queue_survive_the_operator_that_kept_them() -> Result<(
     let pod = operators::pod(&bench, &leader).await?;
     operators::signal(&bench, &pod, "SIGKILL")?;
 
-    let over =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    let ended = bench.wait_cijob(&name, "over", limit + LEASE + LOAD + SOON, over).await?;
+    let ended = bench.wait_finished(&name, limit + LEASE + LOAD + SOON).await?;
     let status = ended.status.context("no status")?;
     assert_eq!((status.phase, status.reason), (Some(Phase::TimedOut), Some(Reason::DeadlineExceeded)));
     waiting.finish(DEADLINE).await?.assert_success();

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use roadstead_crds::status::StartBreakdown;
-use roadstead_crds::{CiJob, Phase};
 
 use super::count;
 use crate::bench::options::Topic;
@@ -64,9 +63,7 @@ pub(in crate::bench) async fn start(bench: &Bench<'_>) -> Result<Vec<Row>> {
 async fn milliseconds(bench: &Bench<'_>, result: &JobResult) -> Result<[Option<f64>; STEPS.len()]> {
     let name =
         bench.installation.cijob_of(result.id).await?.metadata.name.context("a CiJob without a name")?;
-    let over =
-        |job: Option<&CiJob>| job.and_then(|job| job.status.as_ref()?.phase).is_some_and(Phase::is_final);
-    let job = bench.installation.wait_cijob(&name, "finished", SOON, over).await?;
+    let job = bench.installation.wait_finished(&name, SOON).await?;
     let status = job.status.unwrap_or_default();
     let runtime = bench.installation.cluster.host_parts().map(|parts| parts.logs.join("containerd.log"));
     // Other providers' nodes keep their logs to themselves.
