@@ -1,5 +1,6 @@
 //! Roadstead on a real cluster, as its users meet it. `cargo e2e test` brings the cluster and runs these.
 
+mod attempts;
 mod bench;
 mod by_hand;
 mod chart;

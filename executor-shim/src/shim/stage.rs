@@ -74,6 +74,16 @@ impl Stage {
         self.name == "after_script"
     }
 
+    /// Whether it is one of those that prepare the checkout: what the executor itself may try again.
+    pub fn is_section(&self) -> bool {
+        self.is_first() || self.name == "get_sources"
+    }
+
+    /// Whether it is the stage with which every job begins.
+    pub fn is_first(&self) -> bool {
+        self.name == "prepare_script"
+    }
+
     /// Whether no background process may outlive the stage: nothing of the job follows it.
     pub fn reaps(&self) -> bool {
         self.is_after_script()

@@ -4,7 +4,7 @@
 //! that a call that is killed leaves the one before, and read tolerantly, so that a field can be
 //! added. It holds names, times and exit records, and no secret.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,9 @@ use crate::shim::stage::Container;
 
 /// Name of the file in the attempt's directory.
 pub const FILE: &str = "roadstead.json";
+
+/// Name of the file beside it that is locked while a script runs.
+const LOCK: &str = "roadstead.lock";
 
 /// Stages that are kept; as many as a report takes.
 const STAGES: usize = 64;
@@ -204,6 +207,18 @@ impl StateFile {
         Ok(())
     }
 
+    /// Keeps other calls from running a script of the job at the same time, until the answer is
+    /// dropped or the process ends; `None` where one does so.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.path.with_file_name(LOCK);
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// Removes the file, if it is there.
     pub fn remove(&self) -> io::Result<()> {
         match fs::remove_file(&self.path) {
@@ -272,6 +287,17 @@ mod tests {
         file.remove().unwrap();
         file.remove().unwrap();
         assert!(matches!(file.read(), Err(StateError::Missing { .. })));
+    }
+
+    #[test]
+    fn one_script_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::in_dir(dir.path());
+        let lock = file.lock().unwrap();
+        assert!(lock.is_some());
+        assert!(file.lock().unwrap().is_none());
+        drop(lock);
+        assert!(file.lock().unwrap().is_some());
     }
 
     #[cfg(unix)]

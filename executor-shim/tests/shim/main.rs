@@ -5,6 +5,7 @@
 
 mod agent;
 mod apiserver;
+mod attempts;
 mod by_hand;
 mod calls;
 mod cli;

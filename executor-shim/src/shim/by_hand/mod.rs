@@ -24,10 +24,12 @@ use crate::shim::cli::Options;
 use crate::shim::cluster::{Cluster, persistently};
 use crate::shim::exit::{End, Failure};
 use crate::shim::joblog::Output as _;
+use crate::shim::run::attempts::Attempts;
+use crate::shim::run::{self, Section};
 use crate::shim::signals::{self, Interrupt};
 use crate::shim::stage::{Container, Stage};
 use crate::shim::state::{StageEnd, StartFailure, State};
-use crate::shim::{config, diagnostics, prepare, random, run};
+use crate::shim::{config, diagnostics, prepare, random};
 
 use answer::{Answer, Kind, Trouble};
 use output::Console;
@@ -262,9 +264,10 @@ impl Call<'_> {
         answer: Answer,
     ) -> Answer {
         let script = script::write(lines, &setting.variables, &setting.directory);
-        let work = (&Stage::by_hand(container), script);
+        let section =
+            Section { stage: &Stage::by_hand(container), script: script.into(), attempts: Attempts::ONE };
         let (file, interrupt) = (session.state(), self.interrupt.clone());
-        let ended = run::run_script(cluster, &file, state, work, self.console, interrupt).await;
+        let ended = run::run_section(cluster, &file, state, section, self.console, interrupt).await;
         let duration = state.stages.last().map_or(0, |record| record.report.duration_ms);
         let answer = answer.with_output(self.console.tail(), duration);
         answer.with_end(ended.unwrap_or_else(End::from))

@@ -3,7 +3,7 @@
 //! It holds the same state as gitlab-runner's directory of a job, and the job's variables, which
 //! are secret. So nobody else may look into it, and it goes with the job.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,6 @@ use crate::shim::state::{State, StateFile};
 const FOLDER: &str = "roadstead";
 /// What a script of the job is made of.
 const SETTING: &str = "setting.json";
-/// Locked while a script runs.
-const LOCK: &str = "lock";
 
 /// How much longer than its timeout a job may be there at most: it may have waited for room. What is
 /// older than that is of no use.
@@ -135,16 +133,8 @@ impl Session {
 
     /// Keeps other calls from running a script at the same time; `None` where one does so.
     pub fn lock(&self) -> Result<Option<File>, Trouble> {
-        let path = self.dir.join(LOCK);
-        let lock = || {
-            let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-            match file.try_lock() {
-                Ok(()) => Ok(Some(file)),
-                Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(error)) => Err(error),
-            }
-        };
-        lock().map_err(|error: io::Error| Trouble::system(format!("cannot lock {}: {error}", path.display())))
+        let cannot = |error| Trouble::system(format!("cannot lock {}: {error}", self.dir.display()));
+        self.state().lock().map_err(cannot)
     }
 
     /// Forgets the job.
@@ -215,17 +205,6 @@ mod tests {
         assert_eq!(mode(&root.path().join("jobs")), 0o700);
         assert_eq!(mode(&session.dir), 0o700);
         assert_eq!(mode(&session.dir.join(SETTING)), 0o600);
-    }
-
-    #[test]
-    fn one_script_at_a_time() {
-        let root = tempfile::tempdir().unwrap();
-        let session = sessions(root.path()).create(JOB).unwrap();
-        let lock = session.lock().unwrap();
-        assert!(lock.is_some());
-        assert!(session.lock().unwrap().is_none());
-        drop(lock);
-        assert!(session.lock().unwrap().is_some());
     }
 
     #[test]

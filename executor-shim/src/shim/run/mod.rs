@@ -1,10 +1,12 @@
 //! `run SCRIPT STAGE`: runs one stage of the job and passes its output on.
 
+pub mod attempts;
 mod explain;
 mod limit;
 mod oversight;
 pub mod supervise;
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +24,9 @@ use crate::shim::random;
 use crate::shim::signals::Interrupt;
 use crate::shim::stage::Stage;
 use crate::shim::state::{PodState, StageEnd, StageRecord, State, StateFile};
+use tokio_tungstenite::tungstenite::Bytes;
 
+use attempts::Attempts;
 use explain::explain;
 use limit::Limit;
 use oversight::CiJobOversight;
@@ -32,6 +36,20 @@ use supervise::{Verdict, supervise};
 const DEFAULT_GRACE: i64 = 10;
 const DEFAULT_ORPHAN: i64 = 120;
 
+/// Before a section is tried again.
+const BEFORE_ANOTHER: Duration = Duration::from_secs(2);
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Section<'a> {
+    /// Which stage it is.
+    pub stage: &'a Stage,
+    /// Its script.
+    pub script: Bytes,
+    /// How often it may be begun.
+    pub attempts: Attempts,
+}
+
 /// Runs the stage.
 pub async fn run(
     options: &Options,
@@ -40,38 +58,94 @@ pub async fn run(
     interrupt: Interrupt,
     (path, stage): (&Path, &Stage),
 ) -> Result<End, Failure> {
+    let tmpdir = env.tmpdir().map_err(|error| Failure::system(error.to_string()))?;
+    let file = StateFile::in_dir(&tmpdir);
+    // Before anything is touched that another call may need.
+    let _lock = lock(&file, stage)?;
     // The code of an earlier stage would be read as this one's.
     if let Some(file) = env.exit_code_file() {
         exit::forget_code(&file)
             .map_err(|error| Failure::system(format!("cannot remove {}: {error}", file.display())))?;
     }
-    let tmpdir = env.tmpdir().map_err(|error| Failure::system(error.to_string()))?;
-    let file = StateFile::in_dir(&tmpdir);
     let mut known = file.read().map_err(|error| Failure::system(error.to_string()))?;
     // Said before the script is looked at: without it there is nothing to run it in.
     pod_of(&known)?;
     let script = std::fs::read(path)
         .map_err(|error| Failure::system(format!("cannot read the script {}: {error}", path.display())))?;
+    let wished = env.job_variable(attempts::VARIABLE);
+    // Once in a job.
+    if stage.is_first()
+        && let Some(complaint) = attempts::complaint(wished)
+    {
+        log.line(&complaint).await;
+    }
     let cluster = Cluster::find(options).await.map_err(|error| Failure::system(error.to_string()))?;
-    run_script(&cluster, &file, &mut known, (stage, script), log, interrupt).await
+    let section = Section { stage, script: script.into(), attempts: Attempts::of(stage, wished) };
+    run_section(&cluster, &file, &mut known, section, log, interrupt).await
+}
+
+/// Keeps a second call from running a script of the same job meanwhile: the agent would end the first
+/// one's, and neither would know how the job stands.
+fn lock(file: &StateFile, stage: &Stage) -> Result<File, Failure> {
+    let lock =
+        file.lock().map_err(|error| Failure::system(format!("cannot lock the job's state: {error}")))?;
+    lock.ok_or_else(|| {
+        let running = file.read().ok().and_then(|known| known.running);
+        let running = running.map_or_else(|| "a stage".to_owned(), |stage| format!("the stage {stage}"));
+        let stage = stage.name();
+        Failure::system(format!(
+            "the stage {stage} was not started: another call of executor-shim runs {running} of this job at the moment"
+        ))
+    })
 }
 
 fn pod_of(known: &State) -> Result<PodState, Failure> {
     known.pod.clone().ok_or_else(|| Failure::system("no prepare call has found the job's pod ready"))
 }
 
-/// Runs a script in the job's pod, and records how it went.
-pub async fn run_script<O: Output>(
+/// Runs a script in the job's pod, as often as that may be needed, and records how it went.
+pub async fn run_section<O: Output>(
     cluster: &Cluster,
     file: &StateFile,
     known: &mut State,
-    (stage, script): (&Stage, Vec<u8>),
+    section: Section<'_>,
     log: &mut O,
     interrupt: Interrupt,
 ) -> Result<End, Failure> {
+    let Section { stage, attempts, .. } = section;
+    let mut stopping = Stopping::new(interrupt, grace(known));
+    let mut begun = 0;
+    loop {
+        begun += 1;
+        let (verdict, end) = run_once(cluster, file, known, &section, log, &mut stopping).await?;
+        let failure = match &end {
+            End::Failed(failure) if attempts.again(begun, &verdict) => failure,
+            _ => return Ok(end),
+        };
+        let (next, most) = (begun + 1, attempts.most);
+        let sentence = &failure.sentence;
+        log.line(&format!("{sentence}; the stage {} is tried again ({next} of {most})", stage.name())).await;
+        tokio::select! {
+            biased;
+            _ = stopping.next(false) => return Ok(End::Interrupted),
+            () = tokio::time::sleep(BEFORE_ANOTHER) => {}
+        }
+    }
+}
+
+/// Begins a script once, and records how it went.
+async fn run_once<O: Output>(
+    cluster: &Cluster,
+    file: &StateFile,
+    known: &mut State,
+    section: &Section<'_>,
+    log: &mut O,
+    stopping: &mut Stopping,
+) -> Result<(Verdict, End), Failure> {
     let pod = pod_of(known)?;
+    let stage = section.stage;
     let limit = Limit::of(known, stage);
-    let attempt = attempt(known, &pod, (stage, script), limit.as_ref())?;
+    let attempt = attempt(known, &pod, section, limit.as_ref())?;
     let (name, container, bytes) = (stage.name(), stage.container(), attempt.script.len());
     tracing::info!(stage = name, %container, pod = pod.name, script_bytes = bytes, "the stage begins");
     known.running = Some(stage.name().to_owned());
@@ -81,9 +155,8 @@ pub async fn run_script<O: Output>(
     let uid = known.cijob_uid.clone();
     let mut oversight = CiJobOversight::new(cluster.cijobs(&known.namespace), known.cijob.clone(), uid);
     let mut progress = Progress::default();
-    let mut stopping = Stopping::new(interrupt, attempt.grace);
     let (verdict, reconnects) =
-        supervise(&exec, &mut oversight, &attempt, &mut progress, &mut stopping, log).await;
+        supervise(&exec, &mut oversight, &attempt, &mut progress, stopping, log).await;
 
     let stopped = stopping.cause().is_some();
     let (end, note) = explain(&verdict, (stage, limit.as_ref()), stopped, progress.output_error.as_deref());
@@ -118,32 +191,40 @@ pub async fn run_script<O: Output>(
         // The stage has run; only the report on the job will not know of it.
         tracing::warn!(%error, "cannot note the end of the stage");
     }
-    Ok(end)
+    Ok((verdict, end))
+}
+
+fn seconds(value: Option<i64>, default: i64) -> Duration {
+    Duration::from_secs(u64::try_from(value.unwrap_or(default)).unwrap_or_default())
+}
+
+/// How long a script has to end once it is told to.
+fn grace(known: &State) -> Duration {
+    let timeouts = known.timeouts.as_ref();
+    seconds(timeouts.map(|timeouts| timeouts.termination_grace_seconds), DEFAULT_GRACE)
 }
 
 fn attempt(
     known: &State,
     pod: &PodState,
-    (stage, script): (&Stage, Vec<u8>),
+    section: &Section<'_>,
     limit: Option<&Limit>,
 ) -> Result<Attempt, Failure> {
+    let stage = section.stage;
     let container = stage.container();
     let timeouts = known.timeouts.as_ref();
-    let seconds = |value: Option<i64>, default: i64| {
-        Duration::from_secs(u64::try_from(value.unwrap_or(default)).unwrap_or_default())
-    };
     Ok(Attempt {
         name: random::name().map_err(|error| Failure::system(error.to_string()))?,
         stage: stage.name().to_owned(),
         container,
-        script: script.into(),
+        script: section.script.clone(),
         shell: known.shell.clone().unwrap_or_else(|| "bash".to_owned()),
         reap: stage.reaps(),
         pod_uid: pod.uid.clone(),
         boot_id: pod.boot(container).to_owned(),
         helper_boot_id: pod.helper_boot.clone(),
         orphan: seconds(timeouts.map(|timeouts| timeouts.orphan_seconds), DEFAULT_ORPHAN),
-        grace: seconds(timeouts.map(|timeouts| timeouts.termination_grace_seconds), DEFAULT_GRACE),
+        grace: grace(known),
         limit: limit.map(|limit| limit.left),
     })
 }
