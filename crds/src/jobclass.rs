@@ -1,8 +1,5 @@
 //! [`JobClass`]: what an administrator lets jobs use.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{LocalObjectReference, PodSecurityContext, SecurityContext, Toleration};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,11 +9,13 @@ use crate::schema;
 
 pub mod matching;
 mod placement;
+mod pod;
 mod resources;
 mod time;
 
 pub use matching::{ClassJobs, JobClassStatus, Matching, Mode, RefMatching, Rejection};
 pub use placement::{Allowed, Placement, PlacementRule};
+pub use pod::{ClassVolumeMount, DnsPolicy, MountingContainer, PatchKind, PatchOperation, PodSettings};
 pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
 pub use time::{Concurrency, DEFAULT_QUEUE_SECONDS, Timeouts};
 
@@ -121,10 +120,31 @@ pub struct BuildImage {
     #[schemars(length(min = 1, max = 1024))]
     pub default: Option<String>,
 
-    /// Pull policy of jobs that name none. Kubernetes' own default where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = schema::described_by_field)]
-    pub pull_policy: Option<PullPolicy>,
+    /// Images that jobs may name, as patterns: `registry.example.com/ci/**`, `debian:*`. One of them
+    /// has to match the whole reference as the job writes it; `*` stands for anything within one
+    /// segment between slashes, `**` for any number of segments. All images where empty. The
+    /// default image needs no pattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    pub allowed: Vec<String>,
+
+    /// Users that jobs may ask for (`image:kubernetes:user`): `1000`, `1000:1000`. A user without a
+    /// group allows every group. All where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 21), regex(pattern = r"^[0-9]{1,10}(:[0-9]{1,10})?$")))]
+    pub allowed_users: Vec<String>,
+
+    /// Pull policies of jobs that name none, in the order in which they are tried: where the image
+    /// cannot be pulled by one, the pod is made anew with the next. Kubernetes' own default where
+    /// empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub pull_policies: Vec<PullPolicy>,
+
+    /// Pull policies that jobs may name (`image:pull_policy`). All where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub allowed_pull_policies: Vec<PullPolicy>,
 }
 
 /// The helper container.
@@ -216,54 +236,4 @@ impl Default for Builds {
     fn default() -> Self {
         Self { shell: Shell::default(), builds_dir: default_builds_dir(), cache_dir: default_cache_dir() }
     }
-}
-
-/// The pod around the containers.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct PodSettings {
-    /// Secrets in the job's namespace with credentials for pulling images.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), transform = schema::bounded)]
-    pub image_pull_secrets: Vec<LocalObjectReference>,
-
-    /// Labels that a node must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "schema::labels")]
-    pub node_selector: BTreeMap<String, String>,
-
-    /// Taints that the pod tolerates.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), transform = schema::bounded)]
-    pub tolerations: Vec<Toleration>,
-
-    /// ServiceAccount of the pod, in the job's namespace. The namespace's `default` where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub service_account_name: Option<String>,
-
-    /// Whether the containers get a token of the ServiceAccount. With it every script of the job can
-    /// do what the account can.
-    #[serde(default)]
-    pub automount_service_account_token: bool,
-
-    /// Security context of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = schema::bounded)]
-    pub security_context: Option<PodSecurityContext>,
-
-    /// Security context of each container of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = schema::bounded)]
-    pub container_security_context: Option<SecurityContext>,
-
-    /// Anything else: a partial PodTemplateSpec (`metadata.labels`, `metadata.annotations`,
-    /// `spec`) laid over the pod last. Objects merge by key, and `null` removes; lists whose items
-    /// have a `name` (containers, volumes, env) merge by name, `volumeMounts` by `mountPath`; every
-    /// other value replaces what was there. A field that pods do not have is refused, and so are
-    /// `shareProcessNamespace` and `hostPID`. Roadstead's labels, the commands and private mounts
-    /// of its containers, `restartPolicy` and `activeDeadlineSeconds` cannot be changed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::any_object")]
-    pub overlay: Option<serde_json::Map<String, serde_json::Value>>,
 }

@@ -13,6 +13,10 @@ const MAX_FOREIGN_ITEMS: u32 = 64;
 /// Gives every string, list and map of one of Kubernetes' own types a limit: they have none, and
 /// without limits the API server cannot bound what a rule over the object costs.
 pub(crate) fn bounded(schema: &mut Schema) {
+    // Metadata of a template: who wrote which field of it is nobody's to say.
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.remove("managedFields");
+    }
     let limit = match schema.get("type") {
         Some(kind) if is(kind, "string") => Some(("maxLength", MAX_FOREIGN_LENGTH)),
         Some(kind) if is(kind, "array") => Some(("maxItems", MAX_FOREIGN_ITEMS)),
@@ -57,6 +61,11 @@ pub(crate) fn labels(_: &mut schemars::SchemaGenerator) -> Schema {
     map_of_strings(32, 63)
 }
 
+/// Map from annotation keys to values.
+pub(crate) fn annotations(_: &mut schemars::SchemaGenerator) -> Schema {
+    map_of_strings(32, 4096)
+}
+
 /// Map from the names of a job's variables to their values.
 pub(crate) fn overrides(_: &mut schemars::SchemaGenerator) -> Schema {
     map_of_strings(crate::overrides::MOST, crate::overrides::LONGEST_VALUE)
@@ -76,4 +85,9 @@ pub(crate) fn any_object(_: &mut schemars::SchemaGenerator) -> Schema {
         "type": "object",
         "x-kubernetes-preserve-unknown-fields": true,
     })
+}
+
+/// Any value: what it may be is checked by the operator.
+pub(crate) fn anything(_: &mut schemars::SchemaGenerator) -> Schema {
+    schemars::json_schema!({ "x-kubernetes-preserve-unknown-fields": true })
 }

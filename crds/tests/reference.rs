@@ -17,7 +17,7 @@ const BEGIN: &str = "<!-- Generated from the types in crds/src: from here on";
 const END: &str = "<!-- to here -->";
 
 /// Fields that hold an object of Kubernetes' own, with what Kubernetes calls it.
-const FOREIGN: [(&str, &str); 8] = [
+const FOREIGN: [(&str, &str); 13] = [
     ("placement.rules[].affinity", "Affinity"),
     ("placement.rules[].tolerations", "list of Toleration"),
     ("placement.rules[].topologySpreadConstraints", "list of TopologySpreadConstraint"),
@@ -25,7 +25,12 @@ const FOREIGN: [(&str, &str); 8] = [
     ("pod.tolerations", "list of Toleration"),
     ("pod.securityContext", "PodSecurityContext"),
     ("pod.containerSecurityContext", "SecurityContext"),
+    ("pod.dnsConfig", "PodDNSConfig"),
+    ("pod.hostAliases", "list of HostAlias"),
+    ("pod.lifecycle", "Lifecycle"),
+    ("pod.volumes", "list of Volume"),
     ("pod.overlay", "partial PodTemplateSpec"),
+    ("pod.jsonPatch[].value", "any"),
 ];
 
 fn spec() -> Value {

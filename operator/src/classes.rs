@@ -11,6 +11,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use roadstead_crds::JobClass;
 use tokio::sync::mpsc;
 
+use crate::job::pod;
 use crate::policy::select::{Candidate, Fault};
 
 /// Faults that may wait to be noted. More of them say nothing new.
@@ -73,6 +74,13 @@ impl Classes {
     }
 }
 
+/// A class with everything found that is wrong with it.
+pub fn made(class: Arc<JobClass>) -> Candidate {
+    let mut candidate = Candidate::new(class);
+    candidate.problems.extend(pod::problems(&candidate.class.spec));
+    candidate
+}
+
 fn made_ready(ready: &mut HashMap<String, Ready>, class: Arc<JobClass>) -> Arc<Candidate> {
     let name = class.metadata.name.clone().unwrap_or_default();
     let (uid, generation) = (class.metadata.uid.clone(), class.metadata.generation);
@@ -81,7 +89,7 @@ fn made_ready(ready: &mut HashMap<String, Ready>, class: Arc<JobClass>) -> Arc<C
     {
         return Arc::clone(&known.candidate);
     }
-    let candidate = Arc::new(Candidate::new(class));
+    let candidate = Arc::new(made(class));
     ready.insert(name, Ready { uid, generation, candidate: Arc::clone(&candidate) });
     candidate
 }

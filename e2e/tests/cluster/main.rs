@@ -4,6 +4,7 @@ mod attempts;
 mod bench;
 mod by_hand;
 mod chart;
+mod class;
 mod debugging;
 mod existing;
 mod exits;

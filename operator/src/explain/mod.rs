@@ -18,8 +18,8 @@ use clap::Args;
 use roadstead_crds::JobClass;
 use thiserror::Error;
 
+use crate::classes::made;
 use crate::policy::Images;
-use crate::policy::select::Candidate;
 
 pub use schema::problems as schema_problems;
 
@@ -130,8 +130,7 @@ async fn explained(options: &Options) -> Result<(String, bool), ExplainError> {
     } else {
         None
     };
-    let candidates: Vec<_> =
-        classes.into_iter().map(|class| Arc::new(Candidate::new(Arc::new(class)))).collect();
+    let candidates: Vec<_> = classes.into_iter().map(|class| Arc::new(made(Arc::new(class)))).collect();
     let images = Images { helper: options.helper_image.clone(), agent: options.agent_image.clone() };
     let mut decision = decision::decide(&job, &candidates, &images);
     if let (Some(server), Some(pod)) = (&server, &decision.pod) {

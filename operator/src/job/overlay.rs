@@ -1,62 +1,112 @@
-//! Lays a JobClass's overlay over a pod, and refuses what would break a boundary.
+//! Lays what a JobClass says of pods as such over a job's pod, and refuses what would break a boundary.
 //!
-//! Objects merge by key, `null` removes. Lists merge by what names their items: `mountPath` for
+//! First the overlay: objects merge by key, `null` removes. Lists merge by what names their items: `mountPath` for
 //! `volumeMounts`, `name` where every item has one (containers, volumes, env). Every other value
-//! replaces what was there.
+//! replaces what was there. Then the JSON Patch.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use roadstead_crds::jobclass::PodSettings;
 use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// Why an overlay cannot be applied.
+/// Why a class gives no pod.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OverlayError {
-    /// A part that an overlay cannot have.
-    #[error("`{0}` cannot be set by an overlay")]
+    /// A part that a class cannot have a say in.
+    #[error("`{0}` cannot be set by a class")]
     Unexpected(String),
     /// The merged object is no pod.
     #[error("the result is not a pod: {0}")]
     NotAPod(String),
+    /// An operation is malformed, or cannot be done with this pod.
+    #[error("`pod.jsonPatch` cannot be applied: {0}")]
+    Patch(String),
     /// Kubernetes has no such field: most likely a misspelt one.
     #[error("there is no field `{0}` in a pod")]
     UnknownField(String),
     /// A boundary between the job and what is around it.
     #[error("`{0}` would void the separation of the job's containers")]
     Boundary(&'static str),
+    /// The job's scripts could do anything to what runs them.
+    #[error(
+        "container \"{container}\" {what}, and the class does not say that it accepts that (`pod.acceptPrivileged`)"
+    )]
+    Privileged {
+        /// Its name.
+        container: String,
+        /// What it would have.
+        what: &'static str,
+    },
     /// A part that Roadstead relies on.
     #[error("{0} must stay as it is")]
     Changed(String),
 }
 
-/// The pod with the overlay over it.
+/// The pod as the class wants it in the end.
 ///
 /// # Errors
-/// What is wrong with the overlay.
-pub fn lay(pod: Pod, overlay: &Map<String, Value>) -> Result<Pod, OverlayError> {
-    if overlay.is_empty() {
-        return Ok(pod);
+/// What is wrong with the class.
+pub fn lay(pod: Pod, settings: &PodSettings) -> Result<Pod, OverlayError> {
+    let laid = match changed(&pod, settings)? {
+        None => pod,
+        Some(laid) => {
+            check(&pod, &laid)?;
+            laid
+        }
+    };
+    if !settings.accept_privileged {
+        unprivileged(&laid)?;
     }
-    permitted(overlay)?;
-    let not_a_pod = |error: serde_json::Error| OverlayError::NotAPod(error.to_string());
-    let mut merged = serde_json::to_value(&pod).map_err(not_a_pod)?;
-    merge(&mut merged, &Value::Object(overlay.clone()), "");
-    let laid: Pod = serde_json::from_value(merged.clone()).map_err(not_a_pod)?;
-    let understood = serde_json::to_value(&laid).map_err(not_a_pod)?;
-    if let Some(path) = lost(&merged, &understood, "") {
-        return Err(OverlayError::UnknownField(path));
-    }
-    check(&pod, &laid)?;
     Ok(laid)
 }
 
-fn permitted(overlay: &Map<String, Value>) -> Result<(), OverlayError> {
-    if let Some(key) = overlay.keys().find(|key| !matches!(key.as_str(), "metadata" | "spec")) {
-        return Err(OverlayError::Unexpected(key.clone()));
+/// The pod after the overlay and the patch, if there is either.
+fn changed(pod: &Pod, settings: &PodSettings) -> Result<Option<Pod>, OverlayError> {
+    let overlay = settings.overlay.as_ref().filter(|overlay| !overlay.is_empty());
+    if overlay.is_none() && settings.json_patch.is_empty() {
+        return Ok(None);
     }
-    if let Some(Value::Object(metadata)) = overlay.get("metadata") {
-        // A finalizer would keep the pod, an owner or another name would lose it.
-        if let Some(key) = metadata.keys().find(|key| !matches!(key.as_str(), "labels" | "annotations")) {
+    let not_a_pod = |error: serde_json::Error| OverlayError::NotAPod(error.to_string());
+    let before = serde_json::to_value(pod).map_err(not_a_pod)?;
+    let mut after = before.clone();
+    if let Some(overlay) = overlay {
+        merge(&mut after, &Value::Object(overlay.clone()), "");
+    }
+    patch(&mut after, settings)?;
+    permitted(&before, &after)?;
+    let laid: Pod = serde_json::from_value(after.clone()).map_err(not_a_pod)?;
+    let understood = serde_json::to_value(&laid).map_err(not_a_pod)?;
+    match lost(&after, &understood, "") {
+        Some(path) => Err(OverlayError::UnknownField(path)),
+        None => Ok(Some(laid)),
+    }
+}
+
+fn patch(pod: &mut Value, settings: &PodSettings) -> Result<(), OverlayError> {
+    for (index, operation) in settings.json_patch.iter().enumerate() {
+        let refused = |error: String| OverlayError::Patch(format!("operation {}: {error}", index + 1));
+        let operation = serde_json::to_value(operation).and_then(serde_json::from_value);
+        let operation = operation.map_err(|error| refused(error.to_string()))?;
+        json_patch::patch(pod, &[operation]).map_err(|error| refused(error.kind.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Whether nothing changed but the labels, the annotations and the spec. A finalizer would keep the pod, an owner or
+/// another name would lose it.
+fn permitted(before: &Value, after: &Value) -> Result<(), OverlayError> {
+    let differs = |before: &Value, after: &Value, key: &str| before.get(key) != after.get(key);
+    let keys = |value: &Value| value.as_object().into_iter().flat_map(Map::keys).cloned().collect::<Vec<_>>();
+    let all = |before: &Value, after: &Value| [keys(before), keys(after)].concat();
+    for key in all(before, after) {
+        if !matches!(key.as_str(), "metadata" | "spec") && differs(before, after, &key) {
+            return Err(OverlayError::Unexpected(key));
+        }
+    }
+    let (before, after) = (&before["metadata"], after.get("metadata").unwrap_or(&Value::Null));
+    for key in all(before, after) {
+        if !matches!(key.as_str(), "labels" | "annotations") && differs(before, after, &key) {
             return Err(OverlayError::Unexpected(format!("metadata.{key}")));
         }
     }
@@ -159,6 +209,33 @@ fn check(pod: &Pod, laid: &Pod) -> Result<(), OverlayError> {
     Ok(())
 }
 
+/// Whether no container can get around what separates it from others.
+fn unprivileged(pod: &Pod) -> Result<(), OverlayError> {
+    const CAPABILITIES: [(&str, &str); 3] = [
+        ("ALL", "has all capabilities"),
+        ("SYS_ADMIN", "has the capability SYS_ADMIN"),
+        ("SYS_PTRACE", "has the capability SYS_PTRACE"),
+    ];
+    for Container { name, security_context, .. } in pod.spec.iter().flat_map(all_containers) {
+        let Some(context) = security_context else { continue };
+        let added = context.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
+        let mut added = added.map(|capability| capability.strip_prefix("CAP_").unwrap_or(capability));
+        let what = if context.privileged == Some(true) {
+            Some("is privileged")
+        } else {
+            added.find_map(|one| CAPABILITIES.iter().find(|(name, _)| *name == one)).map(|(_, what)| *what)
+        };
+        if let Some(what) = what {
+            return Err(OverlayError::Privileged { container: name.clone(), what });
+        }
+    }
+    Ok(())
+}
+
+fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.init_containers.iter().flatten().chain(&spec.containers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +262,12 @@ mod tests {
     }
 
     fn with(overlay: &Value) -> Result<Pod, OverlayError> {
-        lay(bare(), overlay.as_object().unwrap())
+        lay(bare(), &PodSettings { overlay: overlay.as_object().cloned(), ..PodSettings::default() })
+    }
+
+    fn patched(operations: &Value) -> Result<Pod, OverlayError> {
+        let json_patch = serde_json::from_value(operations.clone()).unwrap();
+        lay(bare(), &PodSettings { json_patch, ..PodSettings::default() })
     }
 
     fn container<'a>(pod: &'a Pod, name: &str) -> &'a Container {
@@ -233,12 +315,9 @@ mod tests {
     #[test]
     fn what_is_refused() {
         let table = [
-            (json!({"kind": "Deployment"}), "`kind` cannot be set by an overlay"),
-            (json!({"metadata": {"name": "x"}}), "`metadata.name` cannot be set by an overlay"),
-            (
-                json!({"metadata": {"finalizers": ["x/y"]}}),
-                "`metadata.finalizers` cannot be set by an overlay",
-            ),
+            (json!({"kind": "Deployment"}), "`kind` cannot be set by a class"),
+            (json!({"metadata": {"name": "x"}}), "`metadata.name` cannot be set by a class"),
+            (json!({"metadata": {"finalizers": ["x/y"]}}), "`metadata.finalizers` cannot be set by a class"),
             (
                 json!({"metadata": {"labels": {"roadstead.dev/cijob": "other"}}}),
                 "label `roadstead.dev/cijob` must stay as it is",
@@ -286,5 +365,90 @@ mod tests {
     #[test]
     fn false_is_allowed_where_true_is_not() {
         assert!(with(&json!({"spec": {"hostPID": false, "shareProcessNamespace": false}})).is_ok());
+    }
+    #[test]
+    fn a_patch_takes_out_what_a_merge_cannot() {
+        let operations = json!([
+            {"op": "test", "path": "/spec/enableServiceLinks", "value": false},
+            {"op": "remove", "path": "/spec/enableServiceLinks"},
+            {"op": "add", "path": "/metadata/annotations", "value": {"note": "x"}},
+            {"op": "add", "path": "/spec/containers/-", "value": {"name": "proxy", "image": "proxy:1"}},
+        ]);
+        let pod = patched(&operations).unwrap();
+        assert_eq!(pod.spec.as_ref().unwrap().enable_service_links, None);
+        assert_eq!(pod.metadata.annotations.as_ref().unwrap()["note"], "x");
+        assert_eq!(container(&pod, "proxy").image.as_deref(), Some("proxy:1"));
+        let table = [
+            (
+                json!([{"op": "remove", "path": "/spec/nodeName"}]),
+                "`pod.jsonPatch` cannot be applied: operation 1: ",
+            ),
+            (
+                json!([{"op": "test", "path": "/kind", "value": "Pod"}, {"op": "add", "path": "/spec/hostPID"}]),
+                "`pod.jsonPatch` cannot be applied: operation 2: missing field `value`",
+            ),
+            (
+                json!([{"op": "add", "path": "/metadata/finalizers", "value": ["a/b"]}]),
+                "`metadata.finalizers` cannot be set by a class",
+            ),
+            (
+                json!([{"op": "remove", "path": "/metadata/ownerReferences"}]),
+                "`metadata.ownerReferences` cannot be set by a class",
+            ),
+            (
+                json!([{"op": "add", "path": "/spec/hostPID", "value": true}]),
+                "`spec.hostPID` would void the separation of the job's containers",
+            ),
+            (
+                json!([{"op": "remove", "path": "/spec/containers/1"}]),
+                "container \"helper\" must stay as it is",
+            ),
+        ];
+        for (operations, message) in table {
+            let error = patched(&operations).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{operations}: {error}");
+        }
+    }
+
+    #[test]
+    fn privileges_have_to_be_accepted() {
+        let sidecar = |context: Value| json!({"spec": {"containers": [{"name": "dind", "image": "d", "securityContext": context}]}});
+        let init = json!({"spec": {"initContainers": [
+            {"name": "sysctl", "image": "s", "securityContext": {"privileged": true}}]}});
+        let table = [
+            (sidecar(json!({"privileged": true})), Some("container \"dind\" is privileged")),
+            (
+                sidecar(json!({"capabilities": {"add": ["NET_ADMIN", "SYS_ADMIN"]}})),
+                Some("container \"dind\" has the capability SYS_ADMIN"),
+            ),
+            (
+                sidecar(json!({"capabilities": {"add": ["CAP_SYS_PTRACE"]}})),
+                Some("container \"dind\" has the capability SYS_PTRACE"),
+            ),
+            (
+                sidecar(json!({"capabilities": {"add": ["ALL"]}})),
+                Some("container \"dind\" has all capabilities"),
+            ),
+            (init, Some("container \"sysctl\" is privileged")),
+            (
+                sidecar(
+                    json!({"privileged": false, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}),
+                ),
+                None,
+            ),
+        ];
+        for (overlay, refused) in table {
+            let error = with(&overlay).err().map(|error| error.to_string());
+            let expected = refused.map(|refused| {
+                format!("{refused}, and the class does not say that it accepts that (`pod.acceptPrivileged`)")
+            });
+            assert_eq!(error, expected, "{overlay}");
+            let settings = PodSettings {
+                overlay: overlay.as_object().cloned(),
+                accept_privileged: true,
+                ..PodSettings::default()
+            };
+            assert!(lay(bare(), &settings).is_ok(), "{overlay}");
+        }
     }
 }

@@ -259,8 +259,7 @@ impl<'a> Planner<'a> {
         let order =
             Order { identity, request, terms: &terms, placement: &placement, class, images: self.images };
         let pod = pod::build(order, &next.name).map_err(|error| {
-            let message =
-                format!("the pod overlay of JobClass \"{}\" cannot be applied: {error}", terms.class);
+            let message = format!("JobClass \"{}\" gives no pod: {error}", terms.class);
             self.refused_by(&terms.class, Verdict::new(Reason::ClassInvalid, message))
         })?;
         if let Some((why, audit)) = admission {

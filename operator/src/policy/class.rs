@@ -74,7 +74,7 @@ impl Terms {
         let placed = placement::decide(request, name, class, &wishes)?;
         Ok(Self {
             class: name.to_owned(),
-            image: image.name.to_owned(),
+            image: image.to_owned(),
             config: JobConfig {
                 shell: class.builds.shell,
                 builds_dir: class.builds.builds_dir.clone(),
@@ -119,10 +119,11 @@ pub fn place(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<P
     Ok(placement::decide(request, name, class, &wishes)?.placement)
 }
 
-/// What is wrong with a class's resources and placement, a sentence each. None: it can be applied.
+/// What is wrong with a class's image, resources and placement, a sentence each. None: it can be applied.
 pub fn problems(class: &JobClassSpec) -> Vec<String> {
     let mut problems = resources::problems(class);
     problems.extend(placement::problems(class));
+    problems.extend(image::problems(&class.image));
     problems
 }
 

@@ -1,10 +1,13 @@
 //! Which image the job's scripts run in, and what the kubelet says when it cannot be pulled.
 
 use roadstead_crds::jobclass::JobClassSpec;
-use roadstead_crds::request::{JobRequest, PullPolicy};
+use roadstead_crds::request::{ImageRequest, JobRequest, PullPolicy};
 use roadstead_crds::{Reason, jobclass};
 
+use crate::policy::overrides;
+use crate::policy::pattern::Pattern;
 use crate::policy::verdict::Verdict;
+use crate::policy::words::listed;
 
 /// Who chose an image, and so who has to mend it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,24 +18,15 @@ pub enum Chooser {
     Administrator,
 }
 
-/// The build container's image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BuildImage<'a> {
-    /// Its reference.
-    pub name: &'a str,
-    /// When to pull it; Kubernetes' own rule where nobody says.
-    pub pull_policy: Option<PullPolicy>,
-}
-
-/// The image of the job: its own, or the class's default.
+/// The reference of the job's image: its own, or the class's default.
 ///
 /// # Errors
-/// The verdict on a job that has no image at all, or one that cannot be a reference.
+/// The verdict on a job that has no image at all, one that cannot be a reference, or one that the class does not allow.
 pub fn choose<'a>(
     request: &'a JobRequest,
     class_name: &str,
     class: &'a JobClassSpec,
-) -> Result<BuildImage<'a>, Verdict> {
+) -> Result<&'a str, Verdict> {
     let name = match (&request.image, &class.image.default) {
         (Some(image), _) => image.name.as_str(),
         (None, Some(default)) => default.as_str(),
@@ -60,13 +54,74 @@ pub fn choose<'a>(
             ),
         ));
     }
-    Ok(BuildImage { name, pull_policy: pull_policy(request, &class.image) })
+    if let Some(image) = &request.image {
+        let refusals = refusals(image, class_name, &class.image);
+        if !refusals.is_empty() {
+            return Err(overrides::refused(&refusals));
+        }
+    }
+    Ok(name)
 }
 
-/// When the build image is to be pulled: the job's first choice, or the class's.
-pub fn pull_policy(request: &JobRequest, class: &jobclass::BuildImage) -> Option<PullPolicy> {
-    let requested = request.image.as_ref().and_then(|image| image.pull_policy.first().copied());
-    requested.or(class.pull_policy)
+/// What a class does not allow about the image of a job, a sentence each.
+fn refusals(image: &ImageRequest, class_name: &str, class: &jobclass::BuildImage) -> Vec<String> {
+    let mut refusals = Vec::new();
+    // What is no pattern is told of the class, which takes no job then.
+    let mut patterns = class.allowed.iter().filter_map(|text| Pattern::new(text).ok());
+    let default = class.default.as_ref() == Some(&image.name);
+    if !class.allowed.is_empty() && !default && !patterns.any(|pattern| pattern.matches(&image.name)) {
+        refusals.push(format!(
+            "JobClass \"{class_name}\" does not allow the image \"{}\", only {}: change `image:` in .gitlab-ci.yml, \
+             or ask the administrator for `image.allowed`",
+            image.name.escape_debug(),
+            listed(&class.allowed.iter().map(String::as_str).collect::<Vec<_>>())
+        ));
+    }
+    if let Some(user) = &image.user {
+        let group_of = |allowed: &String| user.split_once(':').is_some_and(|(user, _)| user == allowed);
+        if !class.allowed_users.is_empty()
+            && !class.allowed_users.iter().any(|allowed| allowed == user || group_of(allowed))
+        {
+            refusals.push(format!(
+                "JobClass \"{class_name}\" does not allow the user {user}, only {}: change `image:kubernetes:user` in \
+                 .gitlab-ci.yml, or ask the administrator for `image.allowedUsers`",
+                listed(&class.allowed_users.iter().map(String::as_str).collect::<Vec<_>>())
+            ));
+        }
+    }
+    if !image.pull_policy.is_empty() && pull_policies(Some(image), class).is_empty() {
+        let words =
+            |policies: &[PullPolicy]| listed(&policies.iter().map(|one| one.as_str()).collect::<Vec<_>>());
+        refusals.push(format!(
+            "JobClass \"{class_name}\" does not allow the pull policy {}, only {}: change `image:pull_policy` in \
+             .gitlab-ci.yml, or ask the administrator for `image.allowedPullPolicies`",
+            words(&image.pull_policy),
+            words(&class.allowed_pull_policies)
+        ));
+    }
+    refusals
+}
+
+/// When to pull the build image, in the order of the tries: what the job asks for and the class allows, or what the
+/// class says. Kubernetes' own rule where that is nothing.
+pub fn pull_policies(image: Option<&ImageRequest>, class: &jobclass::BuildImage) -> Vec<PullPolicy> {
+    let asked = image.map_or(&[][..], |image| image.pull_policy.as_slice());
+    if asked.is_empty() {
+        return class.pull_policies.clone();
+    }
+    let allowed = &class.allowed_pull_policies;
+    asked.iter().copied().filter(|one| allowed.is_empty() || allowed.contains(one)).collect()
+}
+
+/// What is wrong with a class's image, a sentence each.
+pub fn problems(class: &jobclass::BuildImage) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (index, text) in class.allowed.iter().enumerate() {
+        if let Err(error) = Pattern::new(text) {
+            problems.push(format!("image.allowed[{index}] {text:?} is not a pattern: {error}"));
+        }
+    }
+    problems
 }
 
 /// Who chose the image of the job's build container.
@@ -183,7 +238,8 @@ mod tests {
     }
 
     fn offering(image: Option<&str>) -> JobClassSpec {
-        let image = jobclass::BuildImage { default: image.map(str::to_owned), pull_policy: None };
+        let image =
+            jobclass::BuildImage { default: image.map(str::to_owned), ..jobclass::BuildImage::default() };
         JobClassSpec { image, ..JobClassSpec::default() }
     }
 
@@ -191,8 +247,8 @@ mod tests {
     fn the_jobs_image_comes_before_the_classs() {
         let none = JobRequest { image: None, ..fixture::request() };
         let asked = asking("alpine:3");
-        assert_eq!(choose(&asked, "c", &offering(Some("debian"))).unwrap().name, "alpine:3");
-        assert_eq!(choose(&none, "c", &offering(Some("debian"))).unwrap().name, "debian");
+        assert_eq!(choose(&asked, "c", &offering(Some("debian"))).unwrap(), "alpine:3");
+        assert_eq!(choose(&none, "c", &offering(Some("debian"))).unwrap(), "debian");
         let refused = choose(&none, "c", &offering(None)).unwrap_err();
         assert_eq!(refused.reason, Reason::InvalidImageName);
         assert!(refused.message.contains("set `image:`"), "{}", refused.message);
@@ -208,12 +264,72 @@ mod tests {
     }
 
     #[test]
-    fn the_jobs_first_pull_policy_applies() {
-        let mut request = asking("alpine");
-        let class = jobclass::BuildImage { default: None, pull_policy: Some(PullPolicy::Always) };
-        assert_eq!(pull_policy(&request, &class), Some(PullPolicy::Always));
-        request.image.as_mut().unwrap().pull_policy = vec![PullPolicy::Never, PullPolicy::Always];
-        assert_eq!(pull_policy(&request, &class), Some(PullPolicy::Never));
+    fn the_jobs_pull_policies_come_before_the_classs() {
+        use PullPolicy::{Always, IfNotPresent, Never};
+        let mut class = jobclass::BuildImage { pull_policies: vec![Always], ..Default::default() };
+        let asking = |policies: &[PullPolicy]| ImageRequest {
+            name: "alpine".to_owned(),
+            pull_policy: policies.to_vec(),
+            user: None,
+        };
+        assert_eq!(pull_policies(None, &class), [Always]);
+        assert_eq!(pull_policies(Some(&asking(&[])), &class), [Always]);
+        assert_eq!(pull_policies(Some(&asking(&[Never, Always])), &class), [Never, Always]);
+        class.allowed_pull_policies = vec![Always, IfNotPresent];
+        assert_eq!(pull_policies(Some(&asking(&[Never, Always])), &class), [Always]);
+        assert_eq!(pull_policies(Some(&asking(&[Never])), &class), []);
+        // What the class says itself needs no leave.
+        class.pull_policies = vec![Never];
+        assert_eq!(pull_policies(None, &class), [Never]);
+    }
+
+    #[test]
+    fn a_class_allows_images_users_and_pull_policies() {
+        let class = jobclass::BuildImage {
+            default: Some("debian:12".to_owned()),
+            allowed: vec!["registry.example/ci/**".to_owned(), "alpine:*".to_owned()],
+            allowed_users: vec!["1000".to_owned(), "2000:3000".to_owned()],
+            allowed_pull_policies: vec![PullPolicy::Always],
+            ..jobclass::BuildImage::default()
+        };
+        let spec = JobClassSpec { image: class.clone(), ..JobClassSpec::default() };
+        let verdict = |name: &str, user: Option<&str>, policy: &[PullPolicy]| {
+            let image = ImageRequest {
+                name: name.to_owned(),
+                user: user.map(str::to_owned),
+                pull_policy: policy.to_vec(),
+            };
+            let request = JobRequest { image: Some(image), ..fixture::request() };
+            choose(&request, "c", &spec).err()
+        };
+        for name in ["debian:12", "alpine:3", "registry.example/ci/a:1", "registry.example/ci/a/b@sha256:0"] {
+            assert_eq!(verdict(name, None, &[]), None, "{name}");
+        }
+        // A pattern always has to match the whole reference, as it is written.
+        for name in ["alpine", "evil/alpine:3", "registry.example/ci", "registry.example/cix/a", "debian:13"]
+        {
+            let refused = verdict(name, None, &[]).unwrap();
+            assert_eq!(refused.reason, Reason::OverrideRefused);
+            assert!(refused.message.contains("`image.allowed`"), "{}", refused.message);
+        }
+        for user in ["1000", "1000:7", "2000:3000"] {
+            assert_eq!(verdict("alpine:3", Some(user), &[]), None, "{user}");
+        }
+        for user in ["0", "2000", "2000:0", "10000"] {
+            let refused = verdict("alpine:3", Some(user), &[]).unwrap();
+            assert!(refused.message.contains("`image.allowedUsers`"), "{}", refused.message);
+        }
+        assert_eq!(verdict("alpine:3", None, &[PullPolicy::Never, PullPolicy::Always]), None);
+        let refused = verdict("alpine:3", None, &[PullPolicy::Never]).unwrap();
+        assert_eq!(
+            refused.message,
+            "JobClass \"c\" does not allow the pull policy Never, only Always: change `image:pull_policy` in .gitlab-ci.yml, \
+             or ask the administrator for `image.allowedPullPolicies`."
+        );
+        let bad =
+            jobclass::BuildImage { allowed: vec!["a//b".to_owned()], ..jobclass::BuildImage::default() };
+        assert_eq!(problems(&bad).len(), 1);
+        assert_eq!(problems(&class), [""; 0]);
     }
 
     #[test]
