@@ -206,15 +206,15 @@ fn a_class_that_gives_no_pod_is_found_without_a_job() {
     let table = [
         (
             json!({"overlay": {"spec": {"nodeSelektor": {}}}}),
-            "there is no field `spec.nodeSelektor` in a pod",
+            "it gives no pod: there is no field `spec.nodeSelektor` in a pod",
         ),
         (
             json!({"jsonPatch": [{"op": "remove", "path": "/spec/containers/0/command"}]}),
-            "the command of container \"agent\" must stay as it is",
+            "it gives no pod: the command of container \"agent\" must stay as it is",
         ),
         (
             json!({"containerSecurityContext": {"privileged": true}}),
-            "container \"agent\" is privileged, and the class does not say that it accepts that (`pod.acceptPrivileged`)",
+            "it gives no pod: container \"agent\" is privileged, and the class does not say that it accepts that (`pod.acceptPrivileged`)",
         ),
         (json!({"dnsPolicy": "None"}), "pod.dnsPolicy: None needs at least one of pod.dnsConfig.nameservers"),
     ];

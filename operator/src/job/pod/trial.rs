@@ -48,7 +48,7 @@ fn pod_problem(spec: &JobClassSpec) -> Option<String> {
         class: spec,
         images: &images,
     };
-    build(order, name).err().map(|error| error.to_string())
+    build(order, name).err().map(|error| format!("it gives no pod: {error}"))
 }
 
 /// A job that asks for nothing.
