@@ -17,10 +17,13 @@ pub fn shortened(text: &str, longest: usize) -> String {
     }
 }
 
-/// `text` as a sentence: with a capital letter and a full stop.
+/// `text` as a sentence: with a capital letter, unless a field or a host is its first word, and a full stop.
 pub fn sentence(text: &str) -> String {
+    let is_name = text.split([' ', ':']).next().is_some_and(|word| word.trim_end_matches('.').contains('.'));
     let mut chars = text.chars();
-    let first = chars.next().map_or(String::new(), |first| first.to_uppercase().to_string());
+    let first = chars.next().map_or(String::new(), |first| {
+        if is_name { first.to_string() } else { first.to_uppercase().to_string() }
+    });
     let stop = if text.ends_with(['.', '!', '?', '…']) || text.is_empty() { "" } else { "." };
     format!("{first}{}{stop}", chars.as_str())
 }
@@ -63,6 +66,8 @@ mod tests {
     fn a_sentence_begins_and_ends() {
         assert_eq!(sentence("it broke"), "It broke.");
         assert_eq!(sentence("Why?"), "Why?");
+        assert_eq!(sentence("done."), "Done.");
+        assert_eq!(sentence("match.tags: there are none"), "match.tags: there are none.");
         assert_eq!(sentence(""), "");
     }
 
