@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, Toleration, TopologySpreadConstraint};
 use roadstead_crds::Reason;
-use roadstead_crds::jobclass::{JobClassSpec, PlacementRule};
+use roadstead_crds::jobclass::{JobClassSpec, Mode, PlacementRule};
 use roadstead_crds::overrides::Wish;
 use roadstead_crds::request::{JobRequest, TagSource};
 use roadstead_crds::status::{OverrideOutcome, OverrideReport};
@@ -106,7 +106,11 @@ pub fn decide(
 
 /// What is wrong with the placement of a class, a sentence each.
 pub fn problems(class: &JobClassSpec) -> Vec<String> {
-    let mut problems = merge::problems(&class.placement.rules);
+    // A class that only audits may get a job that its match does not take.
+    let matching = class.matching.as_ref().filter(|_| class.mode == Mode::Enforce);
+    let tags = matching.and_then(|matching| matching.tags.as_ref());
+    let mut problems =
+        merge::problems(&class.placement.rules, |tag| tags.is_none_or(|tags| tags.contains(tag)));
     problems.extend(patterns::problems(&class.allow));
     problems
 }

@@ -45,9 +45,9 @@ pub fn together(rules: &[&PlacementRule]) -> Result<Placement, String> {
 }
 
 /// What is wrong with the rules of a class, a sentence each. Any two rules can apply to one job,
-/// which then has the tags of both.
-pub fn problems(rules: &[PlacementRule]) -> Vec<String> {
-    disagreements(&rules.iter().collect::<Vec<_>>())
+/// which then has the tags of both, if `can_have` says of all of them that a job of the class can.
+pub fn problems(rules: &[PlacementRule], can_have: impl Fn(&String) -> bool) -> Vec<String> {
+    disagreements(&rules.iter().filter(|rule| rule.tags.iter().all(&can_have)).collect::<Vec<_>>())
 }
 
 fn disagreements(rules: &[&PlacementRule]) -> Vec<String> {
@@ -277,16 +277,18 @@ mod tests {
             other["tags"] = json!(["y", "z"]);
             let (one, other) = (rule(one), rule(other));
             assert_eq!(
-                problems(&[one.clone(), other.clone()]),
+                problems(&[one.clone(), other.clone()], |_| true),
                 [format!("the rules for tag x and for tags y and z disagree on {what}")]
             );
-            assert_eq!(problems(&[one.clone(), one.clone()]), [""; 0], "the same twice");
+            assert_eq!(problems(&[one.clone(), one.clone()], |_| true), [""; 0], "the same twice");
+            let no_z = |tag: &String| tag != "z";
+            assert_eq!(problems(&[one.clone(), other.clone()], no_z), [""; 0], "no job has both");
             assert!(together(&[&one, &other]).is_err());
         }
         let many = rule(requiring(&["a", "b", "c", "d", "e"]));
-        assert_eq!(problems(&[many.clone(), many.clone()]), [""; 0]);
+        assert_eq!(problems(&[many.clone(), many.clone()], |_| true), [""; 0]);
         assert_eq!(
-            problems(&[many.clone(), many.clone(), many]),
+            problems(&[many.clone(), many.clone(), many], |_| true),
             ["the rules' required node affinity has 125 alternatives where all apply, more than 64"]
         );
     }
