@@ -35,6 +35,12 @@ pub struct Member {
     pub wake: mpsc::UnboundedSender<ObjectRef<CiJob>>,
 }
 
+impl Member {
+    fn is_listed(&self) -> bool {
+        matches!(self.jobs.wait_until_ready().now_or_never(), Some(Ok(())))
+    }
+}
+
 /// The queues of all classes.
 pub struct Queues {
     members: Vec<Member>,
@@ -95,8 +101,9 @@ impl Queues {
             return Room::Free;
         }
         // A cache that is not filled yet would look like a namespace in which nothing runs.
-        if !self.is_complete() {
-            return Room::Unknown;
+        let unlisted = self.unlisted();
+        if !unlisted.is_empty() {
+            return Room::Unknown(unlisted);
         }
         let known = self.known(name, &mut state, Some((uid, job)));
         if known.iter().any(|known| is(&known.job, uid) && known.stand != Stand::Waits) {
@@ -105,7 +112,9 @@ impl Queues {
         let entries = entries(&known);
         let quotas = quotas(&state, name, &known, now);
         let line = queue::line(&entries, limits, |namespace| of(&quotas, namespace));
-        let Some(index) = line.iter().position(|waiting| waiting.uid == uid) else { return Room::Unknown };
+        let Some(index) = line.iter().position(|waiting| waiting.uid == uid) else {
+            return Room::Unknown(vec![]);
+        };
         let Some(mut wait) = Wait::of(&line, index, limits) else {
             state.promised.insert(uid.to_owned(), name.to_owned());
             return Room::Free;
@@ -226,8 +235,13 @@ impl Queues {
     }
 
     fn is_complete(&self) -> bool {
-        let ready = |member: &Member| matches!(member.jobs.wait_until_ready().now_or_never(), Some(Ok(())));
-        self.members.iter().all(ready)
+        self.members.iter().all(Member::is_listed)
+    }
+
+    /// Namespaces whose jobs are not known yet.
+    fn unlisted(&self) -> Vec<String> {
+        let unlisted = self.members.iter().filter(|member| !member.is_listed());
+        unlisted.map(|member| member.namespace.clone()).collect()
     }
 
     /// The jobs of the class that have a place, had one or wait for one.

@@ -275,8 +275,8 @@ impl<'a> Planner<'a> {
                 self.draft.wait_for_room(identity, wait);
                 return Ok((Why::Queued, None));
             }
-            Room::Unknown => {
-                self.draft.wait_for_knowledge();
+            Room::Unknown(namespaces) => {
+                self.draft.wait_for_knowledge(namespaces);
                 return Ok((Why::Queued, None));
             }
         }

@@ -13,7 +13,7 @@ use crate::policy::class::Terms;
 use crate::policy::queue::Wait;
 use crate::policy::verdict::Verdict;
 use crate::policy::waiting;
-use crate::policy::words::{quoted, sentence, span};
+use crate::policy::words::{listed, quoted, sentence, span};
 
 /// A status on its way: whose it is and what time it is.
 #[derive(Clone, Debug)]
@@ -86,15 +86,17 @@ impl<'a> Draft<'a> {
     }
 
     /// Whether there is room for the job is not known yet.
-    pub fn wait_for_knowledge(&mut self) {
+    pub fn wait_for_knowledge(&mut self, unlisted: &[String]) {
         if self.waits_for_room() {
             return;
         }
-        self.stand(
-            Phase::Queued,
-            Reason::ConcurrencyLimit,
-            "The operator has just begun and finds out which jobs run.",
-        );
+        let unlisted: Vec<_> = unlisted.iter().map(String::as_str).collect();
+        let mut message = "The operator has just begun and finds out which jobs run".to_owned();
+        if !unlisted.is_empty() {
+            // Where one cannot be listed for long, somebody has to know which.
+            message.push_str(&format!(": it has yet to list those of namespace {}", listed(&unlisted)));
+        }
+        self.stand(Phase::Queued, Reason::ConcurrencyLimit, &sentence(&message));
         self.queue();
     }
 

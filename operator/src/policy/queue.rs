@@ -85,8 +85,8 @@ pub enum Room {
     Free,
     /// It has to wait.
     Taken(Wait),
-    /// The operator has just begun and does not know yet which jobs run.
-    Unknown,
+    /// The operator has just begun and does not know yet which jobs run in these namespaces.
+    Unknown(Vec<String>),
 }
 
 /// How a job waits.
@@ -182,6 +182,9 @@ pub fn line<'a>(
     let mut places = Places::default();
     let mut projects: HashMap<Project<'a>, VecDeque<&Entry<'a>>> = HashMap::new();
     let mut finding_out: HashSet<&str> = HashSet::new();
+    // Places of jobs that only find out whether a narrow quota has room. A class that is full because of them is not
+    // what the others of that namespace wait for.
+    let mut tries = 0_usize;
     let mut served: HashMap<Project<'a>, Timestamp> = HashMap::new();
     for entry in entries {
         if let Some(time) = entry.served {
@@ -193,6 +196,7 @@ pub fn line<'a>(
             Stand::Waits => projects.entry(entry.project).or_default().push_back(entry),
             Stand::Starts => {
                 finding_out.insert(entry.namespace);
+                tries = tries.saturating_add((quota(entry.namespace) != Quota::Open).into());
                 places.take(entry.project);
             }
             Stand::Runs => places.take(entry.project),
@@ -214,14 +218,18 @@ pub fn line<'a>(
         let Some(jobs) = projects.get_mut(&project) else { continue };
         let Some(entry) = jobs.pop_front() else { continue };
         let quota = quota(entry.namespace);
+        let waits_for_a_try = quota != Quota::Open
+            && finding_out.contains(entry.namespace)
+            && places.all.saturating_sub(tries) < most;
         let obstacle = if places.of(project) >= most_per_project {
             Some(Obstacle::Project)
-        } else if places.all >= most {
+        } else if places.all >= most && !waits_for_a_try {
             Some(Obstacle::Class)
         } else if quota == Quota::Shut || (quota == Quota::Narrow && !finding_out.insert(entry.namespace)) {
             Some(Obstacle::Quota)
         } else {
             places.take(project);
+            tries = tries.saturating_add((quota != Quota::Open).into());
             None
         };
         // A job that a quota holds up costs its project no turn: it takes nobody's place.

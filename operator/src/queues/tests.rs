@@ -148,7 +148,7 @@ fn what_was_written_counts_before_the_cache_shows_it() {
 #[test]
 fn nobody_starts_before_all_caches_are_filled() {
     let world = World::new(at_most(1));
-    assert_eq!(world.ask(&job("a", 1, 1)), Room::Unknown);
+    assert_eq!(world.ask(&job("a", 1, 1)), Room::Unknown(vec!["ci-jobs".to_owned()]));
     let unlimited = World::new(Concurrency::default());
     assert_eq!(unlimited.ask(&job("a", 1, 1)), Room::Free, "no limit, no question");
 }

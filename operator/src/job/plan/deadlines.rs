@@ -47,7 +47,7 @@ impl Planner<'_> {
     pub(super) fn quota_retry(&self) -> Option<Timestamp> {
         match &self.observed.room {
             Room::Taken(Wait { retry, .. }) if self.draft.waits_for_room() => *retry,
-            Room::Taken(_) | Room::Free | Room::Unknown => None,
+            Room::Taken(_) | Room::Free | Room::Unknown(_) => None,
         }
     }
 

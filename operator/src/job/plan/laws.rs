@@ -410,7 +410,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         (obstacle, 1..20_usize, proptest::option::of(1..9_u32)).prop_map(|(obstacle, position, max)| {
             Room::Taken(Wait { obstacle, position, of: 20, running: 3, max, retry: None })
         });
-    let room = prop_oneof![2 => Just(Room::Free), 2 => wait, 1 => Just(Room::Unknown)];
+    let room = prop_oneof![2 => Just(Room::Free), 2 => wait, 1 => Just(Room::Unknown(vec![]))];
     let happening = prop_oneof![
         6 => span.prop_map(Happening::TimePasses),
         12 => fate.prop_map(Happening::Reconcile),

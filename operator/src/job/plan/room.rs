@@ -49,7 +49,10 @@ fn a_job_without_room_is_admitted_and_waits() {
     assert_eq!(moved.status.queue.as_ref().unwrap().position, Some(2));
     assert_eq!(moved.status.queue.as_ref().unwrap().since.0, at(20));
     // The operator that follows does not forget where it stood.
-    assert_eq!(plan_at(&after(&moved, Room::Unknown), 10_000).status, moved.status);
+    assert_eq!(
+        plan_at(&after(&moved, Room::Unknown(vec!["others".to_owned()])), 10_000).status,
+        moved.status
+    );
 }
 
 #[test]

@@ -108,6 +108,22 @@ fn one_job_at_a_time_finds_out_whether_a_quota_has_room() {
 }
 
 #[test]
+fn who_waits_for_a_quota_does_not_wait_for_the_class_while_another_one_tries() {
+    let (runs, limits) = (entry("r", 9, 0, Stand::Runs), limits(Some(2), None));
+    let under = |first: Entry<'static>, quota| {
+        let line = line(&[runs.clone(), first, waits("b", 2, 2), waits("c", 3, 3)], limits, move |_| quota);
+        line.iter().filter(|one| one.uid > "a").map(|one| one.obstacle).collect::<Vec<_>>()
+    };
+    // There is one free place. The first one asks the quota, tries, and is refused: nothing changes for the others.
+    let others = [Some(Obstacle::Quota); 2];
+    assert_eq!(under(waits("a", 1, 1), Quota::Narrow), others);
+    assert_eq!(under(entry("a", 1, 1, Stand::Starts), Quota::Narrow), others);
+    assert_eq!(under(waits("a", 1, 1), Quota::Shut), others);
+    // It has its pod, and the class is full.
+    assert_eq!(under(entry("a", 1, 1, Stand::Runs), Quota::Narrow), [Some(Obstacle::Class); 2]);
+}
+
+#[test]
 fn positions_that_are_shown() {
     let table = [(1, 1), (5, 5), (6, 10), (10, 10), (11, 20), (21, 50), (51, 100), (101, 200), (999, 1000)];
     for (position, expected) in table {
