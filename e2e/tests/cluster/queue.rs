@@ -137,6 +137,47 @@ async fn who_waits_too_long_for_room_is_told_for_what() -> Result<()> {
     Ok(())
 }
 
+/// Who is canceled, and whose CiJob somebody deletes, waits no longer and holds nobody up; a raised limit lets in who
+/// is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_closes_up_behind_who_leaves_and_a_raised_limit_opens_it() -> Result<()> {
+    let bench = Installation::join().await?;
+    let class = bench.class("e2e-queue-leave", |class| class.spec.concurrency.max = Some(1)).await?;
+    let harness = Harness::new(runner(&bench, &class))?;
+    let holder = harness.start(&endless(&bench)?).await?;
+    holder.wait_log("running", DEADLINE).await?;
+    let mut waiting = vec![];
+    for _ in 0..3 {
+        let spec = quick(&bench)?;
+        let (job, name) = start_and_wait(&bench, &harness, &spec, Reason::ConcurrencyLimit).await?;
+        waiting.push((spec, job, name));
+    }
+    let [(canceled, first, first_name), (_, second, second_name), (_, last, last_name)] =
+        waiting.try_into().ok().context("three jobs wait")?;
+
+    first.cancel();
+    let result = first.finish(DEADLINE).await?;
+    assert!(!result.log_contains("running"), "{}", result.text());
+    let left = bench.wait_finished(&first_name, SOON).await?;
+    assert_eq!(left.status.context("no status")?.phase, Some(Phase::Canceled));
+    bench.wait_no_pods(canceled.id, SOON).await?;
+
+    bench.cijobs().delete(&second_name, &DeleteParams::default()).await.context("cannot delete the CiJob")?;
+    second.wait_log("was deleted", SOON).await?;
+    let first_in_line = |job: Option<&CiJob>| job.and_then(position) == Some(1);
+    second.abort();
+    second.finish(DEADLINE).await?;
+    bench.wait_cijob(&last_name, "the first in the queue", SOON, first_in_line).await?;
+
+    let raise = Patch::Merge(json!({"spec": {"concurrency": {"max": 2}}}));
+    let raised = bench.classes().patch(&class, &PatchParams::default(), &raise).await;
+    raised.context("cannot raise the limit")?;
+    last.finish(DEADLINE).await?.assert_success();
+    holder.abort();
+    holder.finish(DEADLINE).await?;
+    Ok(())
+}
+
 /// Waits until the class counts these jobs.
 async fn counted(bench: &Installation, class: &str, jobs: ClassJobs) -> Result<JobClassStatus> {
     let is =

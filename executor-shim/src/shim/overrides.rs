@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use roadstead_crds::overrides::{LONGEST_VALUE, MOST, Variable, Wish};
 
 use crate::shim::exit::Failure;
-use crate::shim::job_response::{self, JobResponse};
+use crate::shim::job_response;
 use crate::shim::redact::Secrets;
 
 /// Values that a sentence quotes are not longer than this, in characters.
@@ -18,13 +18,16 @@ const LONGEST_QUOTATION: usize = 80;
 ///
 /// # Errors
 /// When a value cannot be what its variable is for, or must not be seen.
-pub fn of(job: &JobResponse, secrets: &Secrets) -> Result<BTreeMap<String, String>, Failure> {
+pub fn of(
+    variables: &[job_response::Variable],
+    secrets: &Secrets,
+) -> Result<BTreeMap<String, String>, Failure> {
     let mut overrides = BTreeMap::new();
-    for name in job.variables.iter().map(|variable| variable.key.as_str()) {
+    for name in variables.iter().map(|variable| variable.key.as_str()) {
         let Some(variable) = Variable::named(name).filter(|_| !overrides.contains_key(name)) else {
             continue;
         };
-        let value = expanded(&job.variables, name);
+        let value = expanded(variables, name);
         if value.is_empty() && !variable.may_be_empty() {
             continue;
         }
@@ -118,6 +121,7 @@ mod tests {
 
     use super::*;
     use crate::shim::env::RunnerEnv;
+    use crate::shim::job_response::JobResponse;
 
     fn job(variables: &Value) -> JobResponse {
         serde_json::from_value(json!({"id": 1, "token": "glcbt-job", "variables": variables})).unwrap()
@@ -125,7 +129,7 @@ mod tests {
 
     fn read(variables: &Value) -> Result<BTreeMap<String, String>, Failure> {
         let job = job(variables);
-        of(&job, &Secrets::of(&job, &RunnerEnv::new([])))
+        of(&job.variables, &Secrets::of(&job, &RunnerEnv::new([])))
     }
 
     fn one(value: &str) -> Value {

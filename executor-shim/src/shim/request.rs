@@ -58,7 +58,7 @@ pub fn build(
         tag_source: told.source,
         class_name: class_name.map(str::to_owned),
         image: image(&job.image)?,
-        overrides: overrides::of(job, secrets)?,
+        overrides: overrides::of(&job.variables, secrets)?,
         timeout_seconds: match job.runner_info.timeout {
             ..=0 => DEFAULT_TIMEOUT_SECONDS,
             seconds => seconds.min(LONGEST_TIMEOUT_SECONDS),

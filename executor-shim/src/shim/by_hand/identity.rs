@@ -3,8 +3,6 @@
 //! What GitLab would say is either marked as by hand or not there: nothing of it could be one of
 //! GitLab's jobs.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use roadstead_crds::names;
@@ -59,7 +57,7 @@ pub fn request(
         tag_source: Some(TagSource::Job),
         class_name: class_name.map(str::to_owned),
         image: wishes.image.as_ref().map(image),
-        overrides: BTreeMap::new(),
+        overrides: wishes.variables.overrides()?,
         // As long as the class allows.
         timeout_seconds: LONGEST_TIMEOUT_SECONDS,
         keep_seconds: wishes.keep_seconds,
@@ -86,7 +84,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::shim::by_hand::request::JobName;
+    use crate::shim::by_hand::request::{JobName, Variables};
 
     #[test]
     fn nothing_of_it_is_gitlabs() {
@@ -94,7 +92,10 @@ mod tests {
             image: Some("alpine:3.20".into()),
             keep_seconds: Some(600),
             tags: vec!["gpu".into()],
-            ..Wishes::default()
+            variables: Variables(
+                [("KUBERNETES_CPU_LIMIT".into(), "2".into()), ("PASSWORD".into(), "hunter2hunter2".into())]
+                    .into(),
+            ),
         };
         let request = request(&wishes, "session", Some("large"), Timestamp::UNIX_EPOCH).unwrap();
         let expected = json!({
@@ -105,6 +106,7 @@ mod tests {
             "runner": {}, "tags": ["gpu"], "tagSource": "Job",
             "className": "large",
             "image": {"name": "alpine:3.20"},
+            "overrides": {"KUBERNETES_CPU_LIMIT": "2"},
             "timeoutSeconds": 31_536_000,
             "keepSeconds": 600,
             "requestedAt": "1970-01-01T00:00:00.000000Z"
@@ -122,6 +124,25 @@ mod tests {
         for gitlabs in ["cij-1-0123456789", "cij-9223372036854775807-0123456789", "cij-0-0123456789-1"] {
             assert_eq!(JobName::new(gitlabs), None);
         }
+    }
+
+    #[test]
+    fn what_a_variable_cannot_ask_for_is_refused_and_no_secret_is_asked_for() {
+        let refusal = |variables: [(&str, &str); 2]| {
+            let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let wishes = Wishes { variables: Variables(variables.into()), ..Wishes::default() };
+            request(&wishes, "run", None, Timestamp::UNIX_EPOCH).unwrap_err().sentence
+        };
+        assert!(
+            refusal([("KUBERNETES_CPU_LIMIT", "much"), ("A", "b")])
+                .starts_with("KUBERNETES_CPU_LIMIT=\"much\" ")
+        );
+        let leaked =
+            refusal([("KUBERNETES_POD_LABELS_1", "a=hunter2hunter2"), ("PASSWORD", "hunter2hunter2")]);
+        assert!(
+            leaked.starts_with("KUBERNETES_POD_LABELS_1 contains the value of another variable"),
+            "{leaked}"
+        );
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use roadstead_crds::overrides::Variable;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::shim::exit::Failure;
 use crate::shim::redact::Secrets;
 use crate::shim::stage::Container;
+use crate::shim::{job_response, overrides};
 
 /// Longest input in bytes; a script goes through the agent's memory.
 const LIMIT: u64 = 64 * 1024 * 1024;
@@ -80,9 +83,31 @@ impl std::fmt::Debug for Variables {
 }
 
 impl Variables {
-    /// The values, to be kept out of what others can read.
+    /// The values, to be kept out of what others can read, but for those that ask for something.
     pub fn secrets(&self) -> Secrets {
-        Secrets::new(self.0.values().map(String::as_str))
+        let secret = self.0.iter().filter(|(name, _)| Variable::named(name).is_none());
+        Secrets::new(secret.map(|(_, value)| value.as_str()))
+    }
+
+    /// What the job asks for with them, as one of GitLab's would. Nothing in them is replaced.
+    ///
+    /// # Errors
+    /// When a value cannot be what its variable is for, or must not be seen.
+    pub fn overrides(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let variable = |(key, value): (&String, &String)| job_response::Variable {
+            key: key.clone(),
+            value: value.clone(),
+            raw: true,
+            ..job_response::Variable::default()
+        };
+        let secrets = self.secrets();
+        let overrides = overrides::of(&self.0.iter().map(variable).collect::<Vec<_>>(), &secrets)?;
+        match overrides.iter().find(|(_, value)| secrets.occur_in(value)) {
+            Some((name, _)) => Err(Failure::user(format!(
+                "{name} contains the value of another variable; it would become visible in the cluster, so the job is refused"
+            ))),
+            None => Ok(overrides),
+        }
     }
 }
 
