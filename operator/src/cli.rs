@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::explain;
 use crate::lead::LeaseName;
@@ -16,14 +16,44 @@ use crate::lead::LeaseName;
     subcommand_negates_reqs = true,
     disable_help_subcommand = true
 )]
-pub struct CommandLine {
-    /// What else it can do than run jobs.
+struct Shape {
     #[command(subcommand)]
-    pub command: Option<Command>,
+    command: Option<Command>,
 
-    /// How it runs jobs.
     #[command(flatten)]
-    pub operator: Option<Cli>,
+    operator: Option<Cli>,
+}
+
+/// What the operator's program is started for.
+#[derive(Clone, Debug)]
+pub enum CommandLine {
+    /// To run jobs.
+    Operate(Cli),
+    /// For something else.
+    Other(Command),
+}
+
+impl CommandLine {
+    /// Reads a command line, with the settings of the environment.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help or version that it asks for.
+    pub fn read(
+        args: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let mut shape = Shape::command();
+        let matches = shape.try_get_matches_from_mut(args)?;
+        Self::of(&matches).map_err(|error| error.format(&mut shape))
+    }
+
+    /// What has been read. In the operator's own pod the environment has settings for running jobs, which say
+    /// nothing where something else is asked for.
+    fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand_name() {
+            Some(_) => Command::from_arg_matches(matches).map(Self::Other),
+            None => Cli::from_arg_matches(matches).map(Self::Operate),
+        }
+    }
 }
 
 /// What else the operator's program can do.
@@ -96,25 +126,26 @@ fn namespace(name: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         let images = ["roadstead-operator", "--helper-image=h", "--agent-image=a"];
-        let line = CommandLine::try_parse_from(images.iter().chain(args))?;
-        Ok(line.operator.expect("it was told how to run jobs"))
+        match CommandLine::read(images.iter().chain(args))? {
+            CommandLine::Operate(cli) => Ok(cli),
+            CommandLine::Other(other) => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn the_command_line_is_sound() {
-        CommandLine::command().debug_assert();
+        Shape::command().debug_assert();
     }
 
     #[test]
     fn to_explain_needs_no_setting_of_the_operators() {
-        let line = CommandLine::try_parse_from(["roadstead-operator", "explain", "--class=a", "--class=b"]);
-        let Some(Command::Explain(options)) = line.unwrap().command else { panic!("another command") };
+        let line = CommandLine::read(["roadstead-operator", "explain", "--class=a", "--class=b"]);
+        let CommandLine::Other(Command::Explain(options)) = line.unwrap() else { panic!("another command") };
         assert_eq!((options.job.to_str(), options.classes.len()), (Some("-"), 2));
-        assert!(CommandLine::try_parse_from(["roadstead-operator"]).is_err());
+        assert!(CommandLine::read(["roadstead-operator"]).is_err());
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use roadstead_operator::cli::{Cli, Command, CommandLine, LogFormat};
 use roadstead_operator::explain::explain;
 use roadstead_operator::run::run;
@@ -17,13 +16,12 @@ fn main() -> ExitCode {
     // The first use of TLS panics if it has to choose between two providers. An error means that
     // there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match CommandLine::parse() {
-        CommandLine { command: Some(Command::Explain(options)), .. } => {
+    match CommandLine::read(std::env::args_os()) {
+        Ok(CommandLine::Other(Command::Explain(options))) => {
             in_runtime(explain(&options)).unwrap_or(ExitCode::FAILURE)
         }
-        CommandLine { operator: Some(cli), .. } => operate(cli),
-        // The command line is not taken without either.
-        CommandLine { command: None, operator: None } => ExitCode::from(USAGE),
+        Ok(CommandLine::Operate(cli)) => operate(cli),
+        Err(error) => error.exit(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The binary itself: what it says and how it exits where there is no cluster.
 
 use std::io;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn operator(args: &[&str]) -> io::Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead-operator"));
@@ -51,4 +51,15 @@ fn without_a_cluster_it_ends_and_says_why() {
         line["error"].as_str().is_some_and(|error| error.contains("no configuration for the API server")),
         "{text}"
     );
+}
+
+#[test]
+fn it_explains_in_its_own_pod_too() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead-operator"));
+    // What the chart sets.
+    command.env_clear().env("ROADSTEAD_IDENTITY", "pod-1").env("ROADSTEAD_HELPER_IMAGE", "helper");
+    let output =
+        command.args(["explain", "--class=/nonexistent/class.yaml"]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("the job"), "{}", stderr(&output));
 }

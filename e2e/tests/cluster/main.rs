@@ -8,6 +8,7 @@ mod class;
 mod debugging;
 mod existing;
 mod exits;
+mod explain;
 mod faults;
 mod images;
 mod lifecycle;
