@@ -27,7 +27,7 @@ fn explain(bench: &Installation, job: &Value) -> Result<(Option<i32>, String)> {
 
 fn job(bench: &Installation, class: &str) -> Value {
     json!({"apiVersion": "roadstead.dev/v1alpha1", "kind": "CiJob",
-        "metadata": {"name": "explained", "namespace": bench.job_namespace()},
+        "metadata": {"namespace": bench.job_namespace()},
         "spec": {"request": {"className": class, "image": {"name": "debian:12"}}}})
 }
 
