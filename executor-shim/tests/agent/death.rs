@@ -45,7 +45,7 @@ fn a_script_waits_for_its_reader_and_nothing_is_lost() {
 }
 
 /// An agent with limits that a shell has set.
-fn limited(limits: &str) -> Agent {
+pub fn limited(limits: &str) -> Agent {
     let dir = tempfile::tempdir().unwrap();
     for name in ["run", "spool", "build-spool"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();

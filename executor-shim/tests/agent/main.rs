@@ -12,4 +12,5 @@ mod random;
 mod relay;
 mod resume;
 mod stop;
+mod stress;
 mod world;

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
+use executor_shim::wire::frame::Kind;
 use executor_shim::wire::message::{RefusalReason, Work};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 use super::client::{Connection, Session};
 use super::world::{Agent, POD, binary, until};
 
-struct Container {
+pub struct Container {
     dir: TempDir,
     unshare: Child,
     /// PID 1, seen from outside.
@@ -20,12 +21,12 @@ struct Container {
 }
 
 impl Container {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::with("build", &[], "exec \"$@\"")
     }
 
     /// An agent that `setup`, a shell script, has turned into PID 1.
-    fn with(container: &str, flags: &[&str], setup: &str) -> Self {
+    pub fn with(container: &str, flags: &[&str], setup: &str) -> Self {
         assert!(geteuid().is_root(), "this test makes a namespace of processes, which needs root");
         let dir = tempfile::tempdir().unwrap();
         let everybody = || std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -66,14 +67,14 @@ impl Container {
         nsenter
     }
 
-    fn connect(&self) -> Connection {
+    pub fn connect(&self) -> Connection {
         self.socket();
         let run = self.dir.path().join("run");
         let mut command = self.exec(&[binary(), "attach", "--run-dir", run.to_str().unwrap()]);
         Connection::by(&mut command)
     }
 
-    fn run(&self, script: &str) -> String {
+    pub fn run(&self, script: &str) -> String {
         let mut session = Session::new(script);
         let record = session.all(&mut self.connect());
         assert_eq!(record.code, Some(0), "{}{}", session.out(), session.err());
@@ -136,12 +137,19 @@ fn who_is_outside_ends_it_in_order() {
     // Also a script that says that all is well was not let to its end.
     for code in [0, 1] {
         let mut container = Container::start();
-        let mut session =
-            Session::new(format!("trap 'echo bye; exit {code}' TERM; echo ready; sleep 1000 & wait"));
+        let mut session = Session::new(format!(
+            "trap 'sleep 0.3; echo bye; exit {code}' TERM; echo ready; sleep 1000 & wait"
+        ));
         let mut connection = container.connect();
         session.begin(&mut connection);
         session.read_until(&mut connection, "ready");
         kill(Pid::from_raw(container.init), Signal::SIGTERM).unwrap();
+        let mut warning = connection.any_frame().unwrap();
+        while warning.kind != Kind::Heartbeat {
+            session.take(&warning);
+            warning = connection.any_frame().unwrap();
+        }
+        assert!((1..=10_000).contains(&warning.offset), "{} ms are left", warning.offset);
         let record = session.finish(&mut connection);
         assert_eq!((record.code, record.stopped, session.out().as_str()), (None, true, "ready\nbye\n"));
         assert!(record.error.unwrap().contains("ended from outside"), "its end is not its own");
