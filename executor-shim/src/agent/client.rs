@@ -40,6 +40,8 @@ pub(super) struct Follow {
     pub sent: u64,
     /// Whether it was sent the exit record.
     pub exit_sent: bool,
+    /// Whether it was told that the container is being ended.
+    pub warned: bool,
 }
 
 /// A connection.
@@ -136,6 +138,11 @@ impl Client {
     /// Adds a frame without payload to what is to be sent.
     pub fn signal(&mut self, kind: Kind) {
         frame::encode(&mut self.outbox, kind, 0, &[]);
+    }
+
+    /// Adds a heartbeat that says how long the script may still take.
+    pub fn warn(&mut self, left_ms: u64) {
+        frame::encode(&mut self.outbox, Kind::Heartbeat, left_ms, &[]);
     }
 
     /// Adds a frame with a message to what is to be sent.

@@ -168,7 +168,12 @@ impl Hub {
         }
         client.say(Kind::Hello, &self.hello(true));
         client.signal(Kind::Started);
-        client.role = Role::Follow(Follow { attempt: run.attempt, sent: run.position, exit_sent: false });
+        client.role = Role::Follow(Follow {
+            attempt: run.attempt,
+            sent: run.position,
+            exit_sent: false,
+            warned: false,
+        });
         Ok(())
     }
 

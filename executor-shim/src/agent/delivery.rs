@@ -88,6 +88,13 @@ impl Hub {
                         client.gone = true;
                         return true;
                     }
+                    if let Some(left) = self.leaving_ms(now)
+                        && let Role::Follow(follow) = &mut client.role
+                        && !std::mem::replace(&mut follow.warned, true)
+                    {
+                        client.warn(left);
+                        continue;
+                    }
                     if now.since(client.last_sent) < self.options.heartbeat_ms {
                         return true;
                     }

@@ -46,6 +46,8 @@ const PAUSE_MS: u64 = 100;
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
     code: u8,
+    /// When the script is killed at the latest.
+    kill: Moment,
     at: Option<Moment>,
 }
 
@@ -159,6 +161,12 @@ impl Hub {
         unacked.is_some_and(|bytes| bytes < self.options.spool_bytes)
     }
 
+    /// How long the script may still take where the container is being ended. At least 1, for 0 means nothing.
+    pub fn leaving_ms(&self, now: Moment) -> Option<u64> {
+        let leaving = self.leaving.filter(|_| self.stage.is_some())?;
+        Some(leaving.kill.since(now).max(1))
+    }
+
     /// Whether the container is being ended.
     pub fn is_leaving(&self) -> bool {
         self.leaving.is_some()
@@ -181,7 +189,7 @@ impl Hub {
                 Wish::Reap => reap::reap(self.stage.as_mut(), now, &mut self.buffer),
                 Wish::End(code) if self.leaving.is_none() => {
                     log::say(format_args!("the container is being ended"));
-                    self.leaving = Some(Leaving { code, at: None });
+                    self.leaving = Some(Leaving { code, kill: now.plus(GRACE_MS), at: None });
                     if let Some(stage) = &mut self.stage {
                         stage.leave(now, GRACE_MS);
                     }
@@ -315,7 +323,7 @@ impl Hub {
                 Ok(stage) => {
                     self.stage = Some(stage);
                     client.signal(Kind::Started);
-                    client.role = Role::Follow(Follow { attempt, sent: 0, exit_sent: false });
+                    client.role = Role::Follow(Follow { attempt, sent: 0, exit_sent: false, warned: false });
                     log::say(format_args!("stage {name:?} started"));
                 }
                 Err(message) => {

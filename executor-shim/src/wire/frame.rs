@@ -44,7 +44,8 @@ pub enum Kind {
     Exit = 20,
     /// Agent: [`super::message::Refusal`] as JSON. Nothing follows.
     Refused = 21,
-    /// Agent: it is alive. No payload.
+    /// Agent: it is alive. No payload. `offset` is 0, or the milliseconds that the script may still take where the
+    /// container is being ended from outside.
     Heartbeat = 22,
 }
 

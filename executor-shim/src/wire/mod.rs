@@ -9,7 +9,8 @@
 //!        ◀───────────────────────────── Hello{pod, boot, known}
 //!  Script … Script                 ─────▶        only where the attempt is not known yet
 //!        ◀───────────────────────────── Started
-//!        ◀───────────────────────────── Stdout | Stderr …   (Heartbeat every 10 s of silence)
+//!        ◀───────────────────────────── Stdout | Stderr …   (Heartbeat every 10 s of silence,
+//!                                               and once when the container is being ended)
 //!  Ack{position}                   ─────▶        what the agent may forget
 //!  Stop{grace}                     ─────▶        only to end the script early
 //!        ◀───────────────────────────── Exit{record}        after the last byte of output

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use executor_shim::shim::exec::conversation::{Attempt, Progress, Purpose, Stopping, converse};
+use executor_shim::shim::exec::conversation::{Attempt, Farewell, Progress, Purpose, Stopping, converse};
 use executor_shim::shim::exec::session::Session;
 use executor_shim::shim::exec::{End, Lost};
 use executor_shim::shim::joblog::Stream;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::fixture::{Sink, attempt, stopping};
+use crate::fixture::{Sink, Unsaid, attempt, stopping};
 use crate::peer::{Peer, ROOM, hello, pair};
 
 const HEADER: u64 = frame::HEADER_LEN as u64;
@@ -54,7 +54,8 @@ where
         Err(end) => end,
         Ok((mut session, hello)) => {
             let talk = (&mut session, &hello);
-            converse(talk, Purpose::Run, attempt, &mut progress, &mut stopping, &mut sink).await
+            converse(talk, Purpose::Run, attempt, &mut progress, &mut stopping, (&mut sink, &mut Unsaid))
+                .await
         }
     };
     let took = start.elapsed();
@@ -362,4 +363,49 @@ async fn writes_may_be_short() {
     .await;
     assert!(matches!(talked.end, End::Exited(_)), "{:?}", talked.end);
     assert_eq!(talked.sink.text(Stream::Stdout), "0123456789");
+}
+
+/// Knows why the container is being ended.
+struct Drained;
+
+impl Farewell for Drained {
+    async fn reason(&mut self) -> String {
+        "The node is drained.".into()
+    }
+}
+
+/// A script that is told to end, and takes so long to.
+async fn warned(takes: Duration) -> Vec<String> {
+    let attempt = attempt("echo hi");
+    let (_interrupter, mut stopping) = stopping();
+    let (socket, mut peer) = pair().await;
+    let ended = record(&attempt, 0, 0, 0);
+    let played = tokio::spawn(async move {
+        peer.greet(false).await;
+        peer.script(7).await;
+        peer.frame(Kind::Started, 0, &[]).await;
+        for left in [10_000, 9_000] {
+            peer.frame(Kind::Heartbeat, left, &[]).await;
+        }
+        tokio::time::sleep(takes).await;
+        peer.json(Kind::Exit, &ended).await;
+        linger(peer).await;
+    });
+    let (mut progress, mut sink) = (Progress::default(), Sink::default());
+    let open = attempt.open(Purpose::Run, 0);
+    let (mut session, hello) = Session::greet(socket, &open, Container::Build).await.unwrap();
+    let talk = (&mut session, &hello);
+    let end =
+        converse(talk, Purpose::Run, &attempt, &mut progress, &mut stopping, (&mut sink, &mut Drained)).await;
+    assert!(matches!(end, End::Exited(_)), "{end:?}");
+    drop(session);
+    played.await.unwrap();
+    sink.lines
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_the_container_is_being_ended_is_said_while_the_script_still_runs() {
+    let line = "The node is drained. The script has 10 s to end before it is killed.";
+    assert_eq!(warned(Duration::from_secs(3)).await, [line]);
+    assert_eq!(warned(Duration::from_millis(300)).await, Vec::<String>::new(), "the end of the call says it");
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use executor_shim::shim::exec::conversation::{Attempt, Stopping};
+use executor_shim::shim::exec::conversation::{Attempt, Farewell, Stopping};
 use executor_shim::shim::joblog::{Output, Stream};
 use executor_shim::shim::signals::{Interrupt, Interrupter};
 use executor_shim::shim::stage::Container;
@@ -38,6 +38,15 @@ pub fn stopping() -> (Interrupter, Stopping) {
 
 fn with(interrupt: Interrupt) -> Stopping {
     Stopping::new(interrupt, GRACE)
+}
+
+/// Nobody knows why a container is being ended.
+pub struct Unsaid;
+
+impl Farewell for Unsaid {
+    async fn reason(&mut self) -> String {
+        std::future::pending().await
+    }
 }
 
 /// Keeps what was written, in order, and can be made slow or broken.

@@ -10,7 +10,7 @@ use executor_shim::wire::frame::Kind;
 use executor_shim::wire::message::{Refusal, RefusalReason, Work};
 
 use crate::conversation::{linger, record, talk_with};
-use crate::fixture::{Sink, attempt, stopping};
+use crate::fixture::{Sink, Unsaid, attempt, stopping};
 use crate::peer::pair;
 
 #[tokio::test(start_paused = true)]
@@ -62,8 +62,15 @@ async fn an_agent_that_has_forgotten_the_stage_is_not_sent_it_again() {
         let open = attempt.open(Purpose::Run, 0);
         let (mut session, hello) = Session::greet(socket, &open, Container::Build).await.unwrap();
         let mut sink = Sink::default();
-        converse((&mut session, &hello), Purpose::Run, &attempt, &mut progress, &mut stopping, &mut sink)
-            .await
+        converse(
+            (&mut session, &hello),
+            Purpose::Run,
+            &attempt,
+            &mut progress,
+            &mut stopping,
+            (&mut sink, &mut Unsaid),
+        )
+        .await
     };
     let (end, ()) = tokio::join!(talk, play);
     assert!(matches!(end, End::Refused(Refusal { reason: RefusalReason::Start, .. })), "{end:?}");

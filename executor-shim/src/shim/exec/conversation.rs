@@ -1,5 +1,6 @@
 //! Runs one script over one session, or goes on with it.
 
+use std::future::Future;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -20,6 +21,9 @@ use crate::wire::message::{
 
 /// Output after which the agent is told that it has arrived, in bytes.
 const ACK_EVERY: u64 = 1024 * 1024;
+
+/// How soon most scripts end that are told to. The end of the call says why then, and nothing else has to.
+const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
 
 /// What a stopped script may take beyond its grace.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
@@ -166,6 +170,13 @@ impl Stopping {
     }
 }
 
+/// Tells why the container is being ended.
+pub trait Farewell {
+    /// Waits until it is known why. May be dropped and called again; asks nobody before it is called for the first
+    /// time.
+    fn reason(&mut self) -> impl Future<Output = String>;
+}
+
 /// What is next on the way to an early end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopEvent {
@@ -182,11 +193,21 @@ pub async fn converse<S: Socket, O: Output>(
     attempt: &Attempt,
     progress: &mut Progress,
     stopping: &mut Stopping,
-    output: &mut O,
+    (output, farewell): (&mut O, &mut impl Farewell),
 ) -> End {
     let acked = progress.position;
-    let mut conversation =
-        Conversation { session, purpose, attempt, progress, stopping, output, acked, stop_sent: false };
+    let mut conversation = Conversation {
+        session,
+        purpose,
+        attempt,
+        progress,
+        stopping,
+        output,
+        farewell,
+        acked,
+        stop_sent: false,
+        warning: None,
+    };
     let known = hello.known || purpose == Purpose::Collect;
     match conversation.run(known).await {
         Ok(record) => End::Exited(record),
@@ -194,18 +215,21 @@ pub async fn converse<S: Socket, O: Output>(
     }
 }
 
-struct Conversation<'a, S, O> {
+struct Conversation<'a, S, O, F> {
     session: &'a mut Session<S>,
     purpose: Purpose,
     attempt: &'a Attempt,
     progress: &'a mut Progress,
     stopping: &'a mut Stopping,
     output: &'a mut O,
+    farewell: &'a mut F,
     acked: u64,
     stop_sent: bool,
+    /// When to say that the container is being ended, and how long the script may take until then.
+    warning: Option<(Instant, Duration)>,
 }
 
-impl<S: Socket, O: Output> Conversation<'_, S, O> {
+impl<S: Socket, O: Output, F: Farewell> Conversation<'_, S, O, F> {
     async fn run(&mut self, known: bool) -> Result<ExitRecord, End> {
         if known {
             self.progress.started = true;
@@ -219,6 +243,8 @@ impl<S: Socket, O: Output> Conversation<'_, S, O> {
             self.session.send_script(self.attempt.script.clone());
         }
         loop {
+            let warning = self.warning;
+            let farewell = &mut *self.farewell;
             let frame = tokio::select! {
                 biased;
                 event = self.stopping.next(self.stop_sent) => {
@@ -226,12 +252,25 @@ impl<S: Socket, O: Output> Conversation<'_, S, O> {
                     continue;
                 }
                 frame = self.session.receive() => frame?,
+                Some((left, why)) = reason(warning, farewell) => {
+                    self.warning = None;
+                    let seconds = left.as_secs_f64().ceil();
+                    let line = format!("{why} The script has {seconds} s to end before it is killed.");
+                    self.output.line(&line).await;
+                    continue;
+                }
             };
             match frame.kind {
                 Kind::Started => self.progress.started = true,
                 Kind::Stdout => self.deliver(Stream::Stdout, &frame).await?,
                 Kind::Stderr => self.deliver(Stream::Stderr, &frame).await?,
-                Kind::Heartbeat => self.progress.signs_of_life += 1,
+                Kind::Heartbeat => {
+                    self.progress.signs_of_life += 1;
+                    if frame.offset > 0 {
+                        let left = Duration::from_millis(frame.offset);
+                        self.warning.get_or_insert((Instant::now() + ENDS_BY_ITSELF, left));
+                    }
+                }
                 Kind::Exit => return self.finish(json(&frame)?).await,
                 Kind::Refused => return Err(End::Refused(json(&frame)?)),
                 kind => return Err(Lost::Nonsense(format!("{kind:?} while a script runs")).into()),
@@ -316,6 +355,16 @@ impl<S: Socket, O: Output> Conversation<'_, S, O> {
         self.session.close(progress.position).await;
         Ok(record)
     }
+}
+
+/// Why the container is being ended, when it is time to say so, and how long the script may take.
+async fn reason(
+    warning: Option<(Instant, Duration)>,
+    farewell: &mut impl Farewell,
+) -> Option<(Duration, String)> {
+    let (at, left) = warning?;
+    tokio::time::sleep_until(at).await;
+    Some((left.saturating_sub(ENDS_BY_ITSELF), farewell.reason().await))
 }
 
 fn milliseconds(duration: Duration) -> u64 {

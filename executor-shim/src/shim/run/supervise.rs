@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::shim::cluster::Backoff;
 use crate::shim::exec::connect::{ConnectError, Connector};
-use crate::shim::exec::conversation::{Attempt, Progress, Purpose, StopEvent, Stopping, converse};
+use crate::shim::exec::conversation::{Attempt, Farewell, Progress, Purpose, StopEvent, Stopping, converse};
 use crate::shim::exec::session::Session;
 use crate::shim::exec::{End, Lost};
 use crate::shim::joblog::Output;
@@ -59,6 +59,19 @@ pub trait Oversight {
     /// Waits until the job has ended. May be dropped and called again; asks nobody before it is
     /// called for the first time.
     fn ended(&mut self) -> impl Future<Output = JobEnd>;
+}
+
+/// The container is ended for the job's end.
+struct EndOfJob<'a, V>(&'a mut V);
+
+impl<V: Oversight> Farewell for EndOfJob<'_, V> {
+    async fn reason(&mut self) -> String {
+        match self.0.ended().await {
+            JobEnd::Final { message: Some(message), .. } => message,
+            JobEnd::Final { message: None, .. } => "The job has ended.".to_owned(),
+            JobEnd::Deleted => "The job's CiJob was deleted.".to_owned(),
+        }
+    }
 }
 
 /// What came of it.
@@ -268,8 +281,10 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
             self.greeted().await;
         }
         let (stopping, output) = (&mut *self.stopping, &mut *self.output);
+        let mut farewell = EndOfJob(&mut *self.oversight);
         let talk = (&mut session, &hello);
-        Connection::Ended(converse(talk, purpose, self.attempt, self.progress, stopping, output).await)
+        let end = converse(talk, purpose, self.attempt, self.progress, stopping, (output, &mut farewell));
+        Connection::Ended(end.await)
     }
 
     /// A connection stands.
