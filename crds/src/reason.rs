@@ -60,6 +60,8 @@ pub enum Reason {
     ContainerTerminated,
     /// A container was killed because it used more memory than its limit.
     OutOfMemory,
+    /// A container, or the pod as a whole, wrote more to the node's disk than its limit.
+    StorageExceeded,
     /// The pod was evicted, preempted or its node shut down.
     PodEvicted,
     /// The pod was deleted by somebody else.
@@ -112,6 +114,7 @@ impl Reason {
             Self::ContainerCreateFailed => "ContainerCreateFailed",
             Self::ContainerTerminated => "ContainerTerminated",
             Self::OutOfMemory => "OutOfMemory",
+            Self::StorageExceeded => "StorageExceeded",
             Self::PodEvicted => "PodEvicted",
             Self::PodDeleted => "PodDeleted",
             Self::PodImpostor => "PodImpostor",
@@ -130,7 +133,8 @@ impl Reason {
             | Self::InvalidImageName
             | Self::ImageNotFound
             | Self::ImageUnusable
-            | Self::OutOfMemory => Blame::User,
+            | Self::OutOfMemory
+            | Self::StorageExceeded => Blame::User,
             Self::Held
             | Self::ConcurrencyLimit
             | Self::QuotaExceeded

@@ -102,6 +102,10 @@ pub struct StageReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<i64>,
 
+    /// Processor time that the container used during the stage, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<i64>,
+
     /// Peak memory of the container in bytes at the end of the stage, where the kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<i64>,

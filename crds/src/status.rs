@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::jobclass::Shell;
+use crate::quantity::Quantity;
 use crate::reason::Reason;
 use crate::schema;
 
@@ -215,6 +216,34 @@ pub struct EffectiveResources {
     /// What the container cannot exceed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, String>,
+    /// Most that the job may ask for with its variables; what is not listed it cannot ask for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub max: BTreeMap<String, String>,
+}
+
+impl EffectiveResources {
+    /// What the author of a job can do whose container needs more of a resource than its limit: a clause for the job
+    /// log. `variable` is the one that asks for that limit.
+    pub fn more_of(&self, resource: &str, variable: &str, class: &str) -> String {
+        let amount = |amounts: &BTreeMap<String, String>| {
+            amounts.get(resource).and_then(|text| Some((text.clone(), Quantity::parse(text).ok()?)))
+        };
+        match (amount(&self.limits), amount(&self.max)) {
+            (Some((_, limit)), Some((most, max))) if limit >= max => {
+                format!(
+                    "let the job use less, or use a class that allows more than the {most} of JobClass \"{class}\""
+                )
+            }
+            (_, Some((most, _))) => {
+                format!(
+                    "let the job use less, or ask for more with {variable}, at most {most} in JobClass \"{class}\""
+                )
+            }
+            (_, None) => {
+                format!("let the job use less, or use a class with a higher limit than JobClass \"{class}\"")
+            }
+        }
+    }
 }
 
 /// One thing that a job asked for, or that changed because of it.

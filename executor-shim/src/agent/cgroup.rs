@@ -24,7 +24,7 @@ pub(super) fn memory() -> Memory {
 }
 
 fn below(mount: &Path, membership: &str) -> Memory {
-    match own(membership) {
+    match own(membership, "memory") {
         Some(Own::V1(path)) => {
             let dir = existing(&mount.join("memory"), path, "memory.oom_control");
             Memory {
@@ -46,21 +46,40 @@ fn below(mount: &Path, membership: &str) -> Memory {
     }
 }
 
+/// Processor time that the own control group has used so far, in milliseconds.
+pub(super) fn cpu_ms() -> Option<u64> {
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    cpu_below(Path::new("/sys/fs/cgroup"), &membership)
+}
+
+fn cpu_below(mount: &Path, membership: &str) -> Option<u64> {
+    match own(membership, "cpuacct")? {
+        Own::V1(path) => {
+            let dir = existing(&mount.join("cpuacct"), path, "cpuacct.usage");
+            number(&dir.join("cpuacct.usage")).map(|nanoseconds| nanoseconds / 1_000_000)
+        }
+        Own::V2(path) => {
+            let dir = existing(mount, path, "cpu.stat");
+            field(&dir.join("cpu.stat"), "usage_usec").map(|microseconds| microseconds / 1000)
+        }
+    }
+}
+
 enum Own<'a> {
     V1(&'a str),
     V2(&'a str),
 }
 
-/// Finds the own group in `/proc/self/cgroup`. Where the memory controller is one of version 1, the
-/// line of version 2 has no memory files.
-fn own(membership: &str) -> Option<Own<'_>> {
+/// Finds the own group for a controller in `/proc/self/cgroup`. Where it is one of version 1, the line of version 2 has
+/// no files of it.
+fn own<'a>(membership: &'a str, controller: &str) -> Option<Own<'a>> {
     let mut v2 = None;
     for line in membership.lines() {
         let mut parts = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
-        if controllers.split(',').any(|name| name == "memory") {
+        if controllers.split(',').any(|name| name == controller) {
             return Some(Own::V1(path));
         }
         if controllers.is_empty() {
@@ -129,6 +148,15 @@ mod tests {
         assert_eq!(memory, Memory { oom_kills: Some(1), peak: Some(123), limit: None });
         fs::write(dir.path().join("memory.max"), "1048576\n").unwrap();
         assert_eq!(below(dir.path(), "0::/../x\n").limit, Some(1_048_576));
+    }
+
+    #[test]
+    fn processor_time_is_told_by_either_version() {
+        let v1 = tree(&[("cpuacct/a/cpuacct.usage", "1234567890\n")]);
+        assert_eq!(cpu_below(v1.path(), "4:cpu,cpuacct:/a\n5:memory:/b\n"), Some(1234));
+        let v2 = tree(&[("cpu.stat", "usage_usec 7654321\nuser_usec 1\n")]);
+        assert_eq!(cpu_below(v2.path(), "0::/\n"), Some(7654));
+        assert_eq!(cpu_below(v2.path(), ""), None);
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub async fn ask(
     let (settings, status) = admitted(cluster, state, job).await?;
     state.shell = Some(settings.shell.as_str().to_owned());
     state.timeouts.clone_from(&status.timeouts);
+    state.resources.clone_from(&status.resources);
     state.class.clone_from(&status.class);
     write(state)?;
     Ok((settings, status))

@@ -102,6 +102,7 @@ mod tests {
             stderr_bytes: 0,
             duration_ms: 0,
             oom_kills: None,
+            cpu_ms: None,
             peak_memory_bytes: None,
         };
         StageRecord { report, end, message: None }

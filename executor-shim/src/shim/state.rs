@@ -4,13 +4,14 @@
 //! that a call that is killed leaves the one before, and read tolerantly, so that a field can be
 //! added. It holds names, times and exit records, and no secret.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use roadstead_crds::report::{ReportedStart, StageReport};
-use roadstead_crds::status::EffectiveTimeouts;
+use roadstead_crds::status::{EffectiveResources, EffectiveTimeouts};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -56,6 +57,9 @@ pub struct State {
     /// Timeouts that the operator applied.
     #[serde(default)]
     pub timeouts: Option<EffectiveTimeouts>,
+    /// Requests and limits of the containers by their names.
+    #[serde(default)]
+    pub resources: BTreeMap<String, EffectiveResources>,
     /// Times of the start.
     #[serde(default)]
     pub start: ReportedStart,
@@ -242,6 +246,7 @@ impl State {
             shell: None,
             class: None,
             timeouts: None,
+            resources: BTreeMap::new(),
             start: ReportedStart::default(),
             reconnects: 0,
             running: None,

@@ -146,6 +146,9 @@ pub struct ExitRecord {
     /// Whether that was for its limit.
     #[serde(default)]
     pub expired: bool,
+    /// Processor time of the container during the stage in milliseconds, where the kernel tells.
+    #[serde(default)]
+    pub cpu_ms: Option<u64>,
     /// Processes of the container that the kernel killed for memory during the stage.
     pub oom_kills: Option<u64>,
     /// Peak memory of the container in bytes, where the kernel tells.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::policy::image::Chooser;
 use crate::policy::start::{self, Container, Role, Trouble};
+use crate::policy::storage;
 use crate::policy::verdict::PodEnd;
 use crate::policy::waiting;
 use crate::policy::words::quoted;
@@ -135,6 +136,7 @@ fn ended_by_cluster(pod: &Pod, disrupted: Option<&str>) -> Option<PodEnd> {
     let message = status.message.as_deref().filter(|message| !message.is_empty()).unwrap_or(reason);
     match reason {
         "DeadlineExceeded" => Some(PodEnd::DeadlineExceeded),
+        "Evicted" if let Some(overrun) = storage::overrun(message) => Some(PodEnd::StorageExceeded(overrun)),
         "Evicted" | "Preempting" | "Terminated" | "Shutdown" | "NodeShutdown" | "NodeLost" => {
             Some(PodEnd::Evicted(message.to_owned()))
         }
@@ -228,6 +230,7 @@ fn manner(container: &ContainerStatus, how: &ContainerStateTerminated) -> String
 mod tests {
     use super::*;
     use crate::fixture;
+    use crate::policy::storage::Overrun;
     use roadstead_crds::Reason;
     use serde_json::{Value, json};
 
@@ -238,7 +241,7 @@ mod tests {
 
     fn read(pod: &Pod) -> Inspection {
         let limits = BTreeMap::from([("memory".to_owned(), "512Mi".to_owned())]);
-        let build = EffectiveResources { requests: BTreeMap::new(), limits };
+        let build = EffectiveResources { limits, ..EffectiveResources::default() };
         let resources = BTreeMap::from([("build".to_owned(), build)]);
         inspect(pod, Setting { class: "default", chooser: Chooser::Job, resources: &resources })
     }
@@ -322,6 +325,14 @@ mod tests {
             ("all is well", with(&done, &running(), &running()), None),
             ("announced only", disrupted(with(&done, &running(), &running())), None),
             ("evicted", failed("Evicted", "The node was low on resource: memory"), evicted()),
+            (
+                "wrote too much",
+                failed("Evicted", "Container build exceeded its local ephemeral storage limit \"32Mi\". "),
+                Some(PodEnd::StorageExceeded(Overrun::Container {
+                    name: "build".to_owned(),
+                    limit: "32Mi".to_owned(),
+                })),
+            ),
             ("preempted", failed("Preempting", "The node was low on resource: memory"), evicted()),
             ("node shut down", failed("Terminated", "The node was low on resource: memory"), evicted()),
             (

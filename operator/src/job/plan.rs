@@ -332,6 +332,7 @@ impl<'a> Planner<'a> {
             late: self.late(),
             place: &self.place(),
             class,
+            resources: &status.resources,
         })
     }
 

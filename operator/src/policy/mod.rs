@@ -13,6 +13,7 @@ pub mod queue;
 pub mod resources;
 pub mod select;
 pub mod start;
+pub mod storage;
 pub mod timeouts;
 pub mod verdict;
 pub mod waiting;

@@ -81,7 +81,11 @@ pub fn problems(class: &JobClassSpec) -> Vec<String> {
 }
 
 fn of(resources: &Resources) -> EffectiveResources {
-    EffectiveResources { requests: resources.requests.clone(), limits: resources.limits.clone() }
+    EffectiveResources {
+        requests: resources.requests.clone(),
+        limits: resources.limits.clone(),
+        max: resources.max.clone(),
+    }
 }
 
 /// The same as a container's spec has it.

@@ -8,13 +8,16 @@
 //! - A report of a failed script or a cancellation disproves a lost client: there was one to write
 //!   it.
 
+use std::collections::BTreeMap;
+
 use roadstead_crds::Reason;
 use roadstead_crds::labels::BUILD_CONTAINER;
 use roadstead_crds::reason::Blame;
 use roadstead_crds::report::{JobReport, Outcome};
-use roadstead_crds::status::Phase;
+use roadstead_crds::status::{EffectiveResources, Phase};
 
 use crate::policy::start::Trouble;
+use crate::policy::storage::Overrun;
 use crate::policy::timeouts::Clock;
 use crate::policy::words::{quoted, sentence, span};
 
@@ -70,6 +73,8 @@ pub enum PodEnd {
         /// Its limit, if it has one.
         limit: Option<String>,
     },
+    /// The job wrote more to the node's disk than a limit allows, and the kubelet evicted the pod for it.
+    StorageExceeded(Overrun),
     /// The agent in the helper gave up waiting for a client.
     ClientLost,
     /// A container cannot be started.
@@ -106,6 +111,8 @@ pub struct Case<'a> {
     pub place: &'a str,
     /// The job's class.
     pub class: &'a str,
+    /// What was granted, by container name.
+    pub resources: &'a BTreeMap<String, EffectiveResources>,
 }
 
 /// The verdict on a case. `None`: the job goes on.
@@ -153,9 +160,7 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
                 "container \"{container}\" of {place} was killed because it used more memory than its limit{limit}"
             );
             if container == BUILD_CONTAINER {
-                let remedy = format!(
-                    "let the job use less, or use a class with a higher limit than JobClass \"{class}\""
-                );
+                let remedy = more_for_build(case, "memory", "KUBERNETES_MEMORY_LIMIT");
                 Verdict::new(Reason::OutOfMemory, format!("{what}: {remedy}"))
             } else {
                 // Its limit is the administrator's choice, and no script of the job runs in it.
@@ -163,6 +168,7 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
                 Verdict::new(Reason::ContainerTerminated, format!("{what}: {remedy}"))
             }
         }
+        PodEnd::StorageExceeded(overrun) => storage_exceeded(overrun, case),
         PodEnd::ClientLost => Verdict::new(
             Reason::ClientLost,
             format!(
@@ -180,6 +186,46 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
             with(format!("{place} ended while the job needed it"), words),
         ),
     }
+}
+
+/// What the job's author can do who needs more for the build container.
+fn more_for_build(case: &Case<'_>, resource: &str, variable: &str) -> String {
+    let none = EffectiveResources::default();
+    case.resources.get(BUILD_CONTAINER).unwrap_or(&none).more_of(resource, variable, case.class)
+}
+
+fn storage_exceeded(overrun: &Overrun, case: &Case<'_>) -> Verdict {
+    let (place, class) = (case.place, case.class);
+    let more = || more_for_build(case, "ephemeral-storage", "KUBERNETES_EPHEMERAL_STORAGE_LIMIT");
+    let (what, remedy) = match overrun {
+        Overrun::Container { name, limit } if name == BUILD_CONTAINER => (
+            format!(
+                "container \"{name}\" of {place} wrote more than its limit of {limit} of ephemeral storage"
+            ),
+            more(),
+        ),
+        Overrun::Pod { limit } => (
+            format!(
+                "the job wrote more than the {limit} of ephemeral storage that the containers of {place} may use together"
+            ),
+            more(),
+        ),
+        Overrun::Volume { name, limit } if !name.starts_with("roadstead-") => (
+            format!("the job wrote more than {limit} into the volume \"{name}\" of {place}"),
+            format!("let the job write less, or use a class with a larger volume than JobClass \"{class}\""),
+        ),
+        // What they write is not the job's choice.
+        Overrun::Container { name, limit } | Overrun::Volume { name, limit } => {
+            return Verdict::new(
+                Reason::PodEvicted,
+                format!(
+                    "the kubelet evicted {place} because \"{name}\" wrote more than its limit of {limit}: \
+                     the administrator has to raise it in JobClass \"{class}\""
+                ),
+            );
+        }
+    };
+    Verdict::new(Reason::StorageExceeded, format!("{what}, and the kubelet evicted the pod: {remedy}"))
 }
 
 fn reported(report: &JobReport, case: &Case<'_>) -> Verdict {
@@ -263,8 +309,11 @@ mod tests {
             late: None,
             place: "pod \"p\" on node \"n\"",
             class: "default",
+            resources: &NOTHING,
         }
     }
+
+    static NOTHING: BTreeMap<String, EffectiveResources> = BTreeMap::new();
 
     fn oom() -> PodEnd {
         PodEnd::OutOfMemory { container: "build".to_owned(), limit: Some("512Mi".to_owned()) }
@@ -343,6 +392,47 @@ mod tests {
         assert_eq!(ended.message, "Its containers did not start.");
         late.clock = Clock::Up;
         assert_eq!(verdict(&late).unwrap().reason, Reason::DeadlineExceeded);
+    }
+
+    #[test]
+    fn who_exceeded_a_limit_is_told_how_to_get_more() {
+        let limits = |amount: &str| {
+            ["memory", "ephemeral-storage"].map(|name| (name.to_owned(), amount.to_owned())).into()
+        };
+        let build = EffectiveResources {
+            limits: limits("512Mi"),
+            max: limits("2Gi"),
+            ..EffectiveResources::default()
+        };
+        let resources = BTreeMap::from([("build".to_owned(), build)]);
+        let overrun = |name: &str| {
+            PodEnd::StorageExceeded(Overrun::Container { name: name.to_owned(), limit: "512Mi".to_owned() })
+        };
+        let volume = |name: &str| {
+            PodEnd::StorageExceeded(Overrun::Volume { name: name.to_owned(), limit: "512Mi".to_owned() })
+        };
+        for (end, reason, words) in [
+            (oom(), Reason::OutOfMemory, "KUBERNETES_MEMORY_LIMIT, at most 2Gi in JobClass \"default\""),
+            (
+                overrun("build"),
+                Reason::StorageExceeded,
+                "KUBERNETES_EPHEMERAL_STORAGE_LIMIT, at most 2Gi in JobClass \"default\"",
+            ),
+            (
+                PodEnd::StorageExceeded(Overrun::Pod { limit: "512Mi".to_owned() }),
+                Reason::StorageExceeded,
+                "KUBERNETES_EPHEMERAL_STORAGE_LIMIT",
+            ),
+            (volume("builds"), Reason::StorageExceeded, "a larger volume"),
+            (overrun("helper"), Reason::PodEvicted, "the administrator"),
+            (volume("roadstead-spool-build"), Reason::PodEvicted, "the administrator"),
+        ] {
+            let mut case = case(Some(end.clone()), None, Clock::InTime);
+            case.resources = &resources;
+            let ended = verdict(&case).unwrap();
+            assert_eq!(ended.reason, reason, "{end:?}");
+            assert!(ended.message.contains(words) && ended.message.contains("512Mi"), "{}", ended.message);
+        }
     }
 
     #[test]

@@ -239,8 +239,10 @@ mod tests {
         let build = EffectiveResources {
             requests: amounts(&[("cpu", "4"), ("memory", "2Gi")]),
             limits: amounts(&[("memory", "4Gi"), ("nvidia.com/gpu", "1")]),
+            ..EffectiveResources::default()
         };
-        let helper = EffectiveResources { requests: amounts(&[("cpu", "50m")]), limits: BTreeMap::new() };
+        let helper =
+            EffectiveResources { requests: amounts(&[("cpu", "50m")]), ..EffectiveResources::default() };
         BTreeMap::from([("build".to_owned(), build), ("helper".to_owned(), helper)])
     }
 

@@ -274,6 +274,7 @@ impl<O: Output> Start<'_, O> {
         let status = self.status.clone().unwrap_or_default();
         if status.timeouts.is_some() {
             self.state.timeouts.clone_from(&status.timeouts);
+            self.state.resources.clone_from(&status.resources);
         }
         let total = self.state.milliseconds(Timestamp::now());
         self.log.line(&lines::ready(total, &status.start, &self.state.start)).await;

@@ -4,13 +4,14 @@ use super::limit::Limit;
 use super::supervise::{JobEnd, Verdict};
 use crate::shim::exit::{End, Failure, TIMED_OUT};
 use crate::shim::stage::{Container, Stage};
+use crate::shim::state::State;
 use crate::wire::message::{ExitRecord, RefusalReason};
 
 /// How the call ends, and a line for the job log where there is something to say that the end
 /// itself does not.
 pub fn explain(
     verdict: &Verdict,
-    (stage, limit): (&Stage, Option<&Limit>),
+    (stage, limit, known): (&Stage, Option<&Limit>, &State),
     stopped: bool,
     output_error: Option<&str>,
 ) -> (End, Option<String>) {
@@ -19,7 +20,7 @@ pub fn explain(
         return (End::Interrupted, note);
     }
     match verdict {
-        Verdict::Exited(record) => exited(record, limit),
+        Verdict::Exited(record) => exited(record, (stage, limit, known)),
         Verdict::Refused(refusal) => {
             // The helper's image is the administrator's choice, the build image is the job's.
             let users = refusal.reason == RefusalReason::NoShell && stage.container() == Container::Build;
@@ -43,7 +44,10 @@ pub fn explain(
     }
 }
 
-fn exited(record: &ExitRecord, limit: Option<&Limit>) -> (End, Option<String>) {
+fn exited(
+    record: &ExitRecord,
+    (stage, limit, known): (&Stage, Option<&Limit>, &State),
+) -> (End, Option<String>) {
     if let Some(error) = &record.error {
         return (Failure::system(error.clone()).into(), None);
     }
@@ -62,7 +66,7 @@ fn exited(record: &ExitRecord, limit: Option<&Limit>) -> (End, Option<String>) {
     };
     let mut notes = Vec::new();
     if record.oom_kills.unwrap_or(0) > 0 {
-        notes.push(out_of_memory(record));
+        notes.push(out_of_memory(record, stage, known));
     }
     if let Some(signal) = record.signal {
         notes.push(format!("the script was ended by signal {}", signal_name(signal)));
@@ -70,20 +74,34 @@ fn exited(record: &ExitRecord, limit: Option<&Limit>) -> (End, Option<String>) {
     (end, (!notes.is_empty()).then(|| notes.join("; ")))
 }
 
-fn out_of_memory(record: &ExitRecord) -> String {
-    let mut text = "a process was killed: out of memory".to_owned();
-    if let Some(limit) = record.memory_limit_bytes {
-        text = format!("{text}; limit {}", mebibytes(limit));
+fn out_of_memory(record: &ExitRecord, stage: &Stage, known: &State) -> String {
+    let who = if record.signal == Some(KILL) { "the script's shell" } else { "a process of the script" };
+    let mut text = format!("{who} was killed: out of memory");
+    let container = stage.container();
+    let resources = known.resources.get(container.name());
+    let said = resources.and_then(|resources| resources.limits.get("memory").cloned());
+    if let Some(limit) = said.or_else(|| record.memory_limit_bytes.map(mebibytes)) {
+        text = format!("{text}; limit of container \"{container}\" {limit}");
     }
     if let Some(peak) = record.peak_memory_bytes {
         text = format!("{text}, peak {}", mebibytes(peak));
     }
-    text
+    let variable = match container {
+        Container::Build => "KUBERNETES_MEMORY_LIMIT",
+        Container::Helper => "KUBERNETES_HELPER_MEMORY_LIMIT",
+    };
+    match (resources, &known.class) {
+        (Some(resources), Some(class)) => format!("{text}; {}", resources.more_of("memory", variable, class)),
+        _ => text,
+    }
 }
 
 fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1024 * 1024))
+    format!("{}Mi", bytes >> 20)
 }
+
+/// SIGKILL, which is what the kernel sends.
+const KILL: i32 = 9;
 
 /// Number of a signal, with the name that it has on every Linux.
 fn signal_name(signal: i32) -> String {
@@ -118,17 +136,21 @@ mod tests {
 
     use roadstead_crds::Reason;
     use roadstead_crds::reason::Blame;
+    use roadstead_crds::status::EffectiveResources;
 
     use super::*;
-    use crate::shim::state::State;
     use crate::wire::message::Refusal;
 
     fn record(code: Option<i32>, signal: Option<i32>) -> ExitRecord {
         ExitRecord { code, signal, ..ExitRecord::default() }
     }
 
+    fn known() -> State {
+        State::new("jobs".into(), "cij-1-0123456789".into(), Timestamp::UNIX_EPOCH)
+    }
+
     fn of(verdict: &Verdict) -> (End, Option<String>) {
-        explain(verdict, (&Stage::new("build_script"), None), false, None)
+        explain(verdict, (&Stage::new("build_script"), None, &known()), false, None)
     }
 
     #[test]
@@ -153,14 +175,32 @@ mod tests {
             peak_memory_bytes: Some((511 << 20) + 1),
             ..record(Some(code), None)
         };
-        let note = "a process was killed: out of memory; limit 512 MiB, peak 512 MiB";
+        let note = "a process of the script was killed: out of memory; limit of container \"build\" 512Mi, peak 511Mi";
         assert_eq!(of(&Verdict::Exited(oom(137))), (End::ScriptExited(137), Some(note.into())));
         assert_eq!(of(&Verdict::Exited(oom(0))), (End::Done, None));
+        let mut known = known();
+        known.class = Some("default".into());
+        let amounts = |amount: &str| [("memory".to_owned(), amount.to_owned())].into();
+        let resources = EffectiveResources {
+            limits: amounts("512Mi"),
+            max: amounts("2Gi"),
+            ..EffectiveResources::default()
+        };
+        known.resources = [("build".to_owned(), resources)].into();
+        let setting = (&Stage::new("build_script"), None, &known);
+        let (_, note) = explain(&Verdict::Exited(oom(137)), setting, false, None);
+        assert_eq!(
+            note.as_deref(),
+            Some(
+                "a process of the script was killed: out of memory; limit of container \"build\" 512Mi, peak 511Mi; \
+                 let the job use less, or ask for more with KUBERNETES_MEMORY_LIMIT, at most 2Gi in JobClass \"default\""
+            )
+        );
     }
 
     #[test]
     fn a_script_that_exceeded_its_limit_failed_whatever_it_made_of_the_end() {
-        let mut known = State::new("jobs".into(), "cij-1-0123456789".into(), Timestamp::UNIX_EPOCH);
+        let mut known = known();
         let limits = r#"{"jobSeconds": 3600, "startSeconds": 600, "scriptSeconds": 60,
             "terminationGraceSeconds": 10, "orphanSeconds": 120, "ttlSecondsAfterFinished": 3600}"#;
         known.timeouts = serde_json::from_str(limits).unwrap();
@@ -168,11 +208,12 @@ mod tests {
         let limit = Limit::of(&known, &stage).unwrap();
         for (code, signal) in [(Some(0), None), (Some(1), None), (None, Some(15))] {
             let expired = ExitRecord { expired: true, stopped: true, ..record(code, signal) };
-            let (end, _) = explain(&Verdict::Exited(expired), (&stage, Some(&limit)), false, None);
+            let (end, _) = explain(&Verdict::Exited(expired), (&stage, Some(&limit), &known), false, None);
             let failure = Failure { exit_code: Some(124), ..Failure::user(limit.sentence()) };
             assert_eq!(end, failure.into());
         }
-        let (end, _) = explain(&Verdict::Exited(record(Some(0), None)), (&stage, Some(&limit)), false, None);
+        let (end, _) =
+            explain(&Verdict::Exited(record(Some(0), None)), (&stage, Some(&limit), &known), false, None);
         assert_eq!(end, End::Done);
     }
 
@@ -185,7 +226,7 @@ mod tests {
             (RefusalReason::Start, "build_script", Blame::System),
         ] {
             let verdict = Verdict::Refused(Refusal { reason, message: "no".into() });
-            let (end, _) = explain(&verdict, (&Stage::new(stage), None), false, None);
+            let (end, _) = explain(&verdict, (&Stage::new(stage), None, &self::known()), false, None);
             assert_eq!(end, Failure { blame, sentence: "no".into(), exit_code: None }.into(), "{reason:?}");
         }
     }
@@ -210,7 +251,7 @@ mod tests {
             Verdict::StoppedBlindly,
             Verdict::GivenUp { reason: "x".into(), after: Duration::from_secs(301) },
         ] {
-            let (end, note) = explain(&verdict, (&Stage::new("build_script"), None), true, None);
+            let (end, note) = explain(&verdict, (&Stage::new("build_script"), None, &known()), true, None);
             assert_eq!((end, note), (End::Interrupted, None));
         }
     }

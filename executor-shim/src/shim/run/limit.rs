@@ -83,6 +83,7 @@ mod tests {
                 stderr_bytes: 0,
                 duration_ms,
                 oom_kills: None,
+                cpu_ms: None,
                 peak_memory_bytes: None,
             };
             state.stages.push(StageRecord { report, end: StageEnd::Succeeded, message: None });

@@ -159,7 +159,8 @@ async fn run_once<O: Output>(
         supervise(&exec, &mut oversight, &attempt, &mut progress, stopping, log).await;
 
     let stopped = stopping.cause().is_some();
-    let (end, note) = explain(&verdict, (stage, limit.as_ref()), stopped, progress.output_error.as_deref());
+    let (end, note) =
+        explain(&verdict, (stage, limit.as_ref(), known), stopped, progress.output_error.as_deref());
     if let Some(note) = &note {
         log.line(note).await;
     }
@@ -244,6 +245,7 @@ fn report(verdict: &Verdict, stage: &Stage, progress: &Progress, wall_ms: i64) -
         stderr_bytes: signed(progress.stderr),
         duration_ms: record.map(|record| signed(record.wall_ms)).filter(|ms| *ms > 0).unwrap_or(wall_ms),
         oom_kills: record.and_then(|record| record.oom_kills).map(signed),
+        cpu_ms: record.and_then(|record| record.cpu_ms).map(signed),
         peak_memory_bytes: record.and_then(|record| record.peak_memory_bytes).map(signed),
     }
 }

@@ -201,7 +201,8 @@ fn extended_resources_are_requested_as_they_are_limited() {
     let class = class(Resources { max: amounts(&[("nvidia.com/gpu", "2")]), ..Resources::default() });
     let granted = grant(&class, &[("ROADSTEAD_RESOURCE_GPU", "nvidia.com/gpu=1")]);
     let one = amounts(&[("nvidia.com/gpu", "1")]);
-    assert_eq!(granted.containers["build"], EffectiveResources { requests: one.clone(), limits: one });
+    let build = &granted.containers["build"];
+    assert_eq!((&build.requests, &build.limits), (&one, &one));
     assert_eq!(rows(&granted), ["build nvidia.com/gpu: 1/at most 2/1 ROADSTEAD_RESOURCE_GPU Applied"]);
 
     let refusals = grant(&class, &[("ROADSTEAD_RESOURCE_GPU", "nvidia.com/gpu=3")]).refusals;
