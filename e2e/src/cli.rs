@@ -76,6 +76,10 @@ enum Verb {
         /// Where random choices start from: the same seed breaks the same bytes
         #[arg(long, value_name = "S", default_value_t = 1)]
         seed: u64,
+        /// Put GitLab's own Kubernetes executor through the same faults and show both side by side; needs
+        /// ROADSTEAD_GITLAB_RUNNER and ROADSTEAD_GITLAB_RUNNER_HELPER
+        #[arg(long)]
+        compare: bool,
         /// Only name the faults, what happens in them and what a job must come to
         #[arg(long)]
         list: bool,
@@ -164,8 +168,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 Verb::Demo => bench.demo()?,
                 Verb::Bench(options) => bench.bench(&options)?,
                 Verb::Test { arguments } => return bench.test(&arguments),
-                Verb::Faults { only, repeat, seed, .. } => {
-                    return bench.faults(&faults::Options { only, repeat, seed });
+                Verb::Faults { only, repeat, seed, compare, .. } => {
+                    return bench.faults(&faults::Options { only, repeat, seed, compare });
                 }
                 Verb::Component { action } => component(&action)?,
                 Verb::Launch { .. } | Verb::Supervise { .. } => {}

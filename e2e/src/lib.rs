@@ -15,6 +15,7 @@ pub mod program;
 mod cargo;
 mod demo;
 mod exec;
+mod gitlab_executor;
 mod hash;
 mod images;
 mod lock;

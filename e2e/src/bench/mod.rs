@@ -1,7 +1,6 @@
 //! `cargo e2e bench`: what Roadstead costs and how fast it is, measured on a real cluster, and beside it GitLab's own
 //! Kubernetes executor where a real gitlab-runner is at hand.
 
-mod gitlab;
 mod machine;
 mod measure;
 mod options;
@@ -22,11 +21,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cluster::Cluster;
 use crate::coordinator::JobSpec;
+use crate::gitlab_executor::{self, GitLabExecutor};
 use crate::harness::{Backend, Harness, JobResult, Outcome, RunnerConfig, real};
 use crate::installation::Installation;
 use crate::progress::{Progress, output};
 use crate::state::workspace;
-use gitlab::GitLabExecutor;
 
 /// Beyond any healthy job's end.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -86,7 +85,7 @@ async fn executors(
             .say(format_args!("bench: nothing to compare with; {variable} can name a real gitlab-runner"));
         return Ok((Backend::Harness(Box::new(Harness::new(config)?)), None));
     };
-    let theirs = if installation.image(gitlab::HELPER).is_ok() {
+    let theirs = if installation.image(gitlab_executor::HELPER).is_ok() {
         progress.say("bench: setting up GitLab's Kubernetes executor");
         Some(GitLabExecutor::install(installation, program.clone(), config.clone()).await?)
     } else {

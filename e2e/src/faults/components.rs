@@ -20,6 +20,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: true,
+        not_theirs: Some("it has no operator"),
         run: |site| Box::pin(operator_killed_at_start(site)),
     },
     Fault {
@@ -28,6 +29,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Killed)),
     },
     Fault {
@@ -36,6 +38,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Down(Duration::from_secs(10)))),
     },
     Fault {
@@ -44,6 +47,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Down(Duration::from_secs(60)))),
     },
     Fault {
@@ -52,6 +56,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Apiserver, Way::Hung(Duration::from_secs(20)))),
     },
     Fault {
@@ -60,6 +65,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Etcd, Way::Killed)),
     },
     Fault {
@@ -68,6 +74,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Kubelet, Way::Killed)),
     },
     Fault {
@@ -76,6 +83,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Kubelet, Way::Down(Duration::from_secs(20)))),
     },
     Fault {
@@ -84,6 +92,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: true,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(disturbed(site, Component::Containerd, Way::Killed)),
     },
 ];
@@ -112,7 +121,13 @@ impl Way {
 }
 
 /// Brings the component back, whatever happens to the one who took it away.
-struct Back<'a>(&'a Cluster, Component);
+pub(super) struct Back<'a>(&'a Cluster, Component);
+
+impl<'a> Back<'a> {
+    pub(super) fn of(cluster: &'a Cluster, component: Component) -> Self {
+        Self(cluster, component)
+    }
+}
 
 impl Drop for Back<'_> {
     fn drop(&mut self) {
@@ -129,10 +144,10 @@ async fn disturbed(site: &Site<'_>, component: Component, way: Way) -> Result<Fi
     let chunks = u32::try_from((way.length().as_secs() + 8) * 4).context("a fault too long")?;
     let load = Load { chunks, ..STEADY };
     let spec = load.script(site.job()?);
-    let job = site.bench.harness()?.start(&spec).await?;
+    let job = site.start(&spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     {
-        let back = Back(cluster, component);
+        let back = Back::of(cluster, component);
         match way {
             Way::Killed => cluster.control(Action::Kill, component)?,
             Way::Down(length) => {
@@ -153,7 +168,7 @@ async fn disturbed(site: &Site<'_>, component: Component, way: Way) -> Result<Fi
 async fn operator_killed_at_start(site: &Site<'_>) -> Result<Finding> {
     let load = Load { chunks: 5, ..STEADY };
     let spec = load.script(site.job()?);
-    let job = site.bench.harness()?.start(&spec).await?;
+    let job = site.start(&spec).await?;
     job.wait_stage("config", DEADLINE).await?;
     let now = DeleteParams::default().grace_period(0);
     let operator = ListParams::default().labels(OPERATOR);

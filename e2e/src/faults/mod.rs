@@ -2,6 +2,7 @@
 //! every byte of its output and with nothing left behind.
 
 mod components;
+mod executor;
 mod judge;
 mod lifecycle;
 mod objects;
@@ -19,11 +20,13 @@ use roadstead_crds::JobClass;
 
 use crate::cluster::Cluster;
 use crate::coordinator::JobSpec;
+use crate::gitlab_executor::GitLabExecutor;
 use crate::harness::Outcome;
 use crate::installation::Installation;
 use crate::progress::Progress;
 
-pub use table::{Row, Table};
+use executor::Executor;
+pub use table::{Row, Table, Tally, Theirs};
 
 /// What most jobs must come to.
 const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
@@ -46,6 +49,8 @@ pub struct Options {
     pub repeat: u32,
     /// Where the random choices start from. The same seed makes the same choices.
     pub seed: u64,
+    /// Whether GitLab's own Kubernetes executor goes through the same faults.
+    pub compare: bool,
 }
 
 /// Something that goes wrong, and how to find out whether it is survived.
@@ -60,6 +65,8 @@ pub struct Fault {
     pub needs_host: bool,
     /// Whether other jobs would notice it.
     alone: bool,
+    /// Why GitLab's own executor does not go through it, when it does not.
+    not_theirs: Option<&'static str>,
     run: for<'a> fn(&'a Site<'a>) -> Run<'a>,
 }
 
@@ -68,6 +75,7 @@ type Run<'a> = Pin<Box<dyn Future<Output = Result<Finding>> + 'a>>;
 /// Where faults happen.
 struct Site<'a> {
     bench: &'a Installation,
+    executor: Executor<'a>,
     /// Name of the fault.
     fault: &'static str,
     random: fastrand::Rng,
@@ -84,13 +92,20 @@ struct Finding {
     bytes_lost: u64,
     /// A pod of the job was still there long after its end.
     pod_left: bool,
+    /// It came to no end.
+    hung: bool,
     /// From the end of the fault until the job went on, or from the fault until the job had ended by it.
     recovery: Option<Duration>,
 }
 
 /// All faults, in the order in which they are run.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    streams::FAULTS.iter().chain(lifecycle::FAULTS).chain(objects::FAULTS).chain(components::FAULTS)
+    streams::FAULTS
+        .iter()
+        .chain(lifecycle::FAULTS)
+        .chain(objects::FAULTS)
+        
+        .chain(components::FAULTS)
 }
 
 /// The faults by name, with what happens and what a job must come to.
@@ -111,40 +126,71 @@ pub fn list() -> String {
 pub async fn run(progress: Progress, cluster: Cluster, options: &Options) -> Result<Table> {
     let chosen = choose(&options.only)?;
     let bench = Installation::of(cluster).await?;
-    let row = |fault| row(&progress, &bench, fault, options);
+    let theirs = if options.compare { Some(executor::gitlab(&progress, &bench).await?) } else { None };
+    let course = Course { progress, bench: &bench, theirs: theirs.as_ref(), options };
     // In the order in which they are run, as `chosen` has it.
     let (alone, together): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|fault| fault.alone);
-    let mut rows: Vec<Row> = stream::iter(together).map(row).buffered(TOGETHER).collect().await;
+    let mut rows: Vec<Row> =
+        stream::iter(together).map(|fault| course.row(fault)).buffered(TOGETHER).collect().await;
     for fault in alone {
-        rows.push(row(fault).await);
+        rows.push(course.row(fault).await);
+    }
+    if let Some(theirs) = &theirs {
+        theirs.remove().await?;
     }
     Ok(Table { rows })
 }
 
-/// Runs a fault as often as it is wanted.
-async fn row(progress: &Progress, bench: &Installation, fault: &'static Fault, options: &Options) -> Row {
-    let mut row = Row::new(fault.name);
-    if fault.needs_host && bench.cluster.host.is_none() {
-        progress.say(format_args!("faults: {}: skipped, it needs the provider host", fault.name));
-        row.skipped = true;
-        return row;
+/// One run of the faults.
+struct Course<'a> {
+    progress: Progress,
+    bench: &'a Installation,
+    theirs: Option<&'a GitLabExecutor>,
+    options: &'a Options,
+}
+
+impl Course<'_> {
+    /// Runs a fault as often as it is wanted.
+    async fn row(&self, fault: &'static Fault) -> Row {
+        let mut row = Row::new(fault.name);
+        if fault.needs_host && self.bench.cluster.host.is_none() {
+            self.progress.say(format_args!("faults: {}: skipped, it needs the provider host", fault.name));
+            row.skipped = true;
+            return row;
+        }
+        row.ours = self.tally(fault, Executor::Roadstead).await;
+        row.theirs = match (self.theirs, fault.not_theirs) {
+            (None, _) => None,
+            (Some(_), Some(why)) => Some(Theirs::LeftOut(why)),
+            (Some(theirs), None) => Some(Theirs::Ran(self.tally(fault, Executor::GitLab(theirs)).await)),
+        };
+        row
     }
-    for round in 0..options.repeat {
-        let seed = seed_of(options.seed, fault.name, round);
-        let site = Site { bench, fault: fault.name, random: fastrand::Rng::with_seed(seed) };
-        let began = Instant::now();
-        let finding = once(fault, &site).await;
-        progress.say(format_args!(
-            "faults: {} {}/{}: {} in {:.1} s",
-            fault.name,
-            round + 1,
-            options.repeat,
-            describe(&finding),
-            began.elapsed().as_secs_f64()
-        ));
-        row.add(finding);
+
+    async fn tally(&self, fault: &'static Fault, executor: Executor<'_>) -> Tally {
+        let mut tally = Tally::default();
+        let whose = match executor {
+            Executor::Roadstead => "",
+            Executor::GitLab(_) => "GitLab's executor: ",
+        };
+        for round in 0..self.options.repeat {
+            let seed = seed_of(self.options.seed, fault.name, round);
+            let random = fastrand::Rng::with_seed(seed);
+            let site = Site { bench: self.bench, executor, fault: fault.name, random };
+            let began = Instant::now();
+            let finding = once(fault, &site).await;
+            self.progress.say(format_args!(
+                "faults: {whose}{} {}/{}: {} in {:.1} s",
+                fault.name,
+                round + 1,
+                self.options.repeat,
+                describe(&finding),
+                began.elapsed().as_secs_f64()
+            ));
+            tally.add(finding);
+        }
+        tally
     }
-    row
 }
 
 fn choose(only: &[String]) -> Result<Vec<&'static Fault>> {
@@ -186,15 +232,27 @@ fn system_failure(outcome: &Outcome) -> bool {
 }
 
 async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
+    let began = Instant::now();
     let found = (fault.run)(site).await;
     site.settle().await?;
     site.remove_class().await?;
-    let mut finding = found?;
-    if let Err(error) = site.bench.wait_no_pods(finding.job, SOON).await {
+    let mut finding = match found {
+        // Nothing but a wait for a job takes so long.
+        Err(error) if began.elapsed() >= DEADLINE && !site.is_ours() => {
+            let why = format!("it did not come to an end within {DEADLINE:?} ({})", first_line(&error));
+            return Ok(Finding { hung: true, wrong: vec![why], ..Finding::default() });
+        }
+        found => found?,
+    };
+    if let Err(error) = site.wait_no_pods(finding.job).await {
         finding.pod_left = true;
         finding.wrong.push(format!("{error:#}"));
     }
     Ok(finding)
+}
+
+fn first_line(error: &anyhow::Error) -> String {
+    error.root_cause().to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl Finding {
@@ -255,12 +313,6 @@ impl Site<'_> {
             conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
         };
         Ok((!pods.items.iter().any(ready)).then_some("no operator is ready"))
-    }
-
-    /// The name of the job's pod.
-    async fn pod_of(&self, job: i64) -> Result<String> {
-        let pod = self.bench.cijob_of(job).await?.status.and_then(|status| status.pod);
-        Ok(pod.with_context(|| format!("job {job} has no pod"))?.name)
     }
 }
 

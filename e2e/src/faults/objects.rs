@@ -21,6 +21,7 @@ pub const FAULTS: &[Fault] = &[
         right: "fails as the system's failure, with the policy's own words",
         needs_host: false,
         alone: false,
+        not_theirs: Some("a LimitRange shows it what a refusal is"),
         run: |site| Box::pin(admission_refuses(site)),
     },
     Fault {
@@ -29,6 +30,7 @@ pub const FAULTS: &[Fault] = &[
         right: "fails as the system's failure, with the cluster's own words",
         needs_host: false,
         alone: true,
+        not_theirs: None,
         run: |site| Box::pin(limit_range_refuses(site)),
     },
     Fault {
@@ -37,6 +39,7 @@ pub const FAULTS: &[Fault] = &[
         right: "fails as the system's failure, with the node's own words",
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(registry_down(site)),
     },
     Fault {
@@ -45,6 +48,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: Some("it has no object for a job"),
         run: |site| Box::pin(status_removed(site)),
     },
 ];
@@ -53,13 +57,13 @@ pub const FAULTS: &[Fault] = &[
 const SHORT_LOAD: Load = Load { chunks: 15, numbers: 10, pause: 2 };
 
 /// Objects that are there until this is dropped.
-struct Applied<'a> {
+pub(super) struct Applied<'a> {
     site: &'a Site<'a>,
     file: String,
 }
 
 impl<'a> Applied<'a> {
-    fn new(site: &'a Site<'a>, name: &str, objects: &[Value]) -> Result<Self> {
+    pub(super) fn new(site: &'a Site<'a>, name: &str, objects: &[Value]) -> Result<Self> {
         let path = site.bench.dir().join(name);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         fs::write(&path, list.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
@@ -71,7 +75,7 @@ impl<'a> Applied<'a> {
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        let delete = ["delete", "--ignore-not-found", "--filename", &self.file];
+        let delete = ["delete", "--ignore-not-found", "--wait=false", "--filename", &self.file];
         // Whoever comes next is told by its own failure.
         let _ = capture(&mut self.site.bench.cluster.kubectl(delete));
     }
@@ -82,7 +86,7 @@ async fn refused(site: &Site<'_>, pod: Value) -> Result<()> {
     let pod: Pod = serde_json::from_value(pod)?;
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     let until = Instant::now() + SOON;
-    while site.bench.pods().create(&dry, &pod).await.is_ok() {
+    while site.pods().create(&dry, &pod).await.is_ok() {
         if Instant::now() >= until {
             bail!("the API server takes the pod, for {SOON:?}");
         }
@@ -133,14 +137,14 @@ async fn limit_range_refuses(site: &Site<'_>) -> Result<Finding> {
     let range = json!({
         "apiVersion": "v1",
         "kind": "LimitRange",
-        "metadata": {"name": "roadstead-fault", "namespace": site.bench.job_namespace()},
+        "metadata": {"name": "roadstead-fault", "namespace": site.namespace()},
         "spec": {"limits": [{"type": "Pod", "max": {"memory": "32Mi"}}]},
     });
     let _there = Applied::new(site, "limits.json", &[range])?;
     refused(site, probe("roadstead-fault")).await?;
     let spec = site.job()?.script(["true"]);
     let since = Instant::now();
-    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
+    let result = site.start(&spec).await?.finish(DEADLINE).await?;
     let words = "maximum memory usage per Pod is 32Mi";
     ended(site, &result, system_failure, words, &[Reason::PodRejected], since.elapsed()).await
 }
@@ -149,14 +153,14 @@ async fn registry_down(site: &Site<'_>) -> Result<Finding> {
     // Nobody listens on the node's port 1.
     let spec = site.job()?.image("localhost:1/none:1").script(["true"]);
     let since = Instant::now();
-    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
+    let result = site.start(&spec).await?.finish(DEADLINE).await?;
     let words = "connection refused";
     ended(site, &result, system_failure, words, &[Reason::ImagePullFailed], since.elapsed()).await
 }
 
 async fn status_removed(site: &Site<'_>) -> Result<Finding> {
     let spec = SHORT_LOAD.script(site.job()?);
-    let job = site.bench.harness()?.start(&spec).await?;
+    let job = site.start(&spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     let name = site.bench.cijob_of(spec.id).await?.metadata.name.unwrap_or_default();
     let nothing = Patch::Merge(json!({"status": null}));

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::judge::{BEGIN, END, Load, goes_on, longest_silence};
 use super::{DEADLINE, EVERY_BYTE, Fault, Finding, Site};
-use crate::harness::{Harness, RunningJob};
+use crate::harness::RunningJob;
 use crate::installation::{Cut, Proxy};
 
 /// The faults.
@@ -18,6 +18,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(reset_at_random_bytes(site)),
     },
     Fault {
@@ -26,6 +27,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(reset_from_the_start(site)),
     },
     Fault {
@@ -34,6 +36,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(many_resets(site)),
     },
     Fault {
@@ -42,6 +45,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(reset_in_silence(site)),
     },
     Fault {
@@ -50,6 +54,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(half_open(site)),
     },
     Fault {
@@ -58,6 +63,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: None,
         run: |site| Box::pin(thin_line(site)),
     },
     Fault {
@@ -66,6 +72,7 @@ pub const FAULTS: &[Fault] = &[
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
+        not_theirs: Some("it has no shim"),
         run: |site| Box::pin(shim_stopped(site)),
     },
 ];
@@ -81,11 +88,11 @@ async fn behind_relay(
     load: Load,
     disturb: impl AsyncFnOnce(&Proxy, &RunningJob) -> Result<Option<Duration>>,
 ) -> Result<Finding> {
-    let (proxy, kubeconfig) = site.bench.proxied().await?;
+    let relay = site.relay().await?;
     let spec = load.script(site.job()?);
-    let job = Harness::new(site.bench.runner().env("KUBECONFIG", &kubeconfig))?.start(&spec).await?;
+    let job = site.start_behind(&relay, &spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
-    let recovery = disturb(&proxy, &job).await?;
+    let recovery = disturb(&relay.proxy, &job).await?;
     Ok(load.judge(spec.id, &job.finish(DEADLINE).await?, recovery))
 }
 
@@ -101,17 +108,17 @@ async fn reset_at_random_bytes(site: &Site<'_>) -> Result<Finding> {
 
 async fn reset_from_the_start(site: &Site<'_>) -> Result<Finding> {
     let mut random = site.random.clone();
-    let (proxy, kubeconfig) = site.bench.proxied().await?;
+    let relay = site.relay().await?;
     // Only the first line of a command is shown in the job log.
     let padding = "# 0123456789abc\n".repeat(1 << 17);
     let spec = site.job()?.script([format!("true\n{padding}")].into_iter().chain(TRICKLE.commands()));
     // Short ones for the small talk of `config` and `prepare`, longer ones for the scripts.
-    proxy.cut_next((0..24).map(|number| match number % 3 {
+    relay.proxy.cut_next((0..24).map(|number| match number % 3 {
         0 => Cut::Down(random.u64(1..20_000)),
         1 => Cut::Up(random.u64(1..20_000)),
         _ => Cut::Up(random.u64(20_000..2_000_000)),
     }));
-    let job = Harness::new(site.bench.runner().env("KUBECONFIG", &kubeconfig))?.start(&spec).await?;
+    let job = site.start_behind(&relay, &spec).await?;
     Ok(TRICKLE.judge(spec.id, &job.finish(DEADLINE).await?, None))
 }
 
@@ -162,7 +169,7 @@ async fn thin_line(site: &Site<'_>) -> Result<Finding> {
 async fn shim_stopped(site: &Site<'_>) -> Result<Finding> {
     let load = Load { chunks: 5, numbers: 90_000, pause: 10 };
     let spec = load.script(site.job()?);
-    let job = site.bench.harness()?.start(&spec).await?;
+    let job = site.start(&spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     let shim = job.process().context("no shim is running")?;
     shim.signal(Signal::SIGSTOP)?;

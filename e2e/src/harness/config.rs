@@ -127,6 +127,8 @@ pub struct RunnerConfig {
     pub prepare_timeout: Option<Duration>,
     /// `get_sources_timeout`.
     pub get_sources_timeout: Option<Duration>,
+    /// `output_limit`, in KiB: how much of a job's log a real runner keeps. The played one keeps all.
+    pub output_limit: Option<u32>,
     /// Between two tries to prepare.
     pub prepare_retry_interval: Duration,
     /// Before the second attempt of a stage; doubles up to five minutes.
@@ -171,6 +173,7 @@ impl RunnerConfig {
             force_kill_timeout: Duration::from_secs(10),
             prepare_timeout: None,
             get_sources_timeout: None,
+            output_limit: None,
             prepare_retry_interval: Duration::from_secs(3),
             stage_retry_interval: Duration::from_secs(5),
             build_finish_timeout: Duration::from_mins(5),

@@ -160,6 +160,13 @@ impl JobResult {
         Some(at.since(self.assigned))
     }
 
+    /// The longest time between two lines of a real runner's log, from one with the first text to one with the second.
+    pub fn longest_gap(&self, from: &str, to: &str) -> Option<Duration> {
+        let at = |text: &str| self.lines.iter().position(|(_, line)| contains(line, text.as_bytes()));
+        let between = self.lines.get(at(from)?..=at(to)?)?;
+        between.windows(2).map(|pair| pair[1].0.since(pair[0].0)).max()
+    }
+
     /// Time from the assignment to the end.
     pub fn duration(&self) -> Duration {
         self.ended.since(self.assigned)

@@ -174,6 +174,11 @@ impl RunningJob {
         }
     }
 
+    /// Whether a real gitlab-runner runs it.
+    pub fn is_real(&self) -> bool {
+        matches!(self.0, Kind::Real(_))
+    }
+
     /// The configuration file of a real runner as it is now: it writes new tokens into it.
     pub fn config_toml(&self) -> Option<String> {
         match &self.0 {

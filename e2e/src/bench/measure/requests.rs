@@ -7,10 +7,10 @@ use futures::future::try_join_all;
 
 use super::count;
 use crate::audit::{AuditLog, Request};
-use crate::bench::gitlab::NAMESPACE;
 use crate::bench::options::Topic;
 use crate::bench::report::{Row, Unit};
 use crate::bench::{Bench, DEADLINE, SOON, succeeded};
+use crate::gitlab_executor::NAMESPACE;
 use crate::release::Release;
 
 /// Most requests of a trivial job.

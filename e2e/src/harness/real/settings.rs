@@ -20,18 +20,22 @@ pub struct KubernetesExecutor {
     pub namespace: String,
     /// Image of the pods' second container.
     pub helper_image: String,
+    /// Further texts in the section, by key.
+    pub settings: Vec<(String, String)>,
 }
 
 impl KubernetesExecutor {
     fn section(&self) -> String {
         let mut text = String::from("[runners.kubernetes]\npull_policy = [\"if-not-present\"]\n");
-        for (key, value) in [
+        let own = [
             ("host", self.host.as_str()),
             ("ca_file", &self.ca_file.to_string_lossy()),
             ("bearer_token", &self.bearer_token),
             ("namespace", &self.namespace),
             ("helper_image", &self.helper_image),
-        ] {
+        ];
+        let further = self.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        for (key, value) in own.into_iter().chain(further) {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{key} = {}", quoted(value));
         }
@@ -76,6 +80,9 @@ pub(super) fn config_toml(
         if !script.is_empty() {
             set(key, quoted(script));
         }
+    }
+    if let Some(limit) = config.output_limit {
+        set("output_limit", limit.to_string());
     }
     for (key, limit) in
         [("prepare_timeout", config.prepare_timeout), ("get_sources_timeout", config.get_sources_timeout)]
@@ -167,6 +174,7 @@ mod tests {
             bearer_token: "t\"".into(),
             namespace: "n".into(),
             helper_image: "h:1".into(),
+            settings: vec![("memory_limit".into(), "64Mi".into())],
         };
         let config = RunnerConfig::new(Driver::shim("/opt/shim"));
         let text = config_toml(&config, Some(&executor), "http://h:1", "glrt-x");
@@ -174,7 +182,8 @@ mod tests {
         assert!(
             text.ends_with(
                 "[runners.kubernetes]\npull_policy = [\"if-not-present\"]\nhost = \"https://10.0.0.1:6443\"\n\
-             ca_file = \"/c/ca.crt\"\nbearer_token = \"t\\\"\"\nnamespace = \"n\"\nhelper_image = \"h:1\"\n"
+             ca_file = \"/c/ca.crt\"\nbearer_token = \"t\\\"\"\nnamespace = \"n\"\nhelper_image = \"h:1\"\n\
+             memory_limit = \"64Mi\"\n"
             ),
             "{text}"
         );

@@ -1,6 +1,8 @@
 //! GitLab's own Kubernetes executor, set up beside Roadstead in the same cluster: a namespace with the rights that it
-//! needs, and an account for each job, so that the audit log tells its requests apart.
+//! needs, and an account for each job, so that the audit log tells its requests apart. The benchmark and the faults
+//! compare with it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,16 +25,19 @@ use crate::harness::{RunnerConfig, RunningJob};
 use crate::installation::{Installation, account};
 
 /// Where its pods run.
-pub(super) const NAMESPACE: &str = "bench-gitlab-executor";
+pub(crate) const NAMESPACE: &str = "gitlab-executor";
+
+/// What its pods carry: GitLab's number of their job.
+const JOB_ID: &str = "job.runner.gitlab.com/id";
 
 /// Image of its helper container, which `cargo e2e up` builds where it is given a gitlab-runner-helper.
-pub(super) const HELPER: &str = "gitlab-helper";
+pub(crate) const HELPER: &str = "gitlab-helper";
 
 /// What Kubernetes itself may take to make or remove something.
 const SOON: Duration = Duration::from_mins(1);
 
 /// The executor, ready for jobs.
-pub(super) struct GitLabExecutor {
+pub(crate) struct GitLabExecutor {
     client: Client,
     program: PathBuf,
     config: RunnerConfig,
@@ -43,7 +48,7 @@ pub(super) struct GitLabExecutor {
 
 impl GitLabExecutor {
     /// Makes its namespace and gives it its rights.
-    pub(super) async fn install(
+    pub(crate) async fn install(
         installation: &Installation,
         program: PathBuf,
         config: RunnerConfig,
@@ -97,26 +102,79 @@ impl GitLabExecutor {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    /// The API server as it knows it.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Starts a job under an account of its own, and tells the account's name.
-    pub(super) async fn start(&self, spec: &JobSpec) -> Result<(RunningJob, String)> {
+    pub(crate) async fn start(&self, spec: &JobSpec) -> Result<(RunningJob, String)> {
+        self.start_with(spec, &self.host, &[]).await
+    }
+
+    /// The same with another way to the API server, and with texts in `[runners.kubernetes]`.
+    pub(crate) async fn start_with(
+        &self,
+        spec: &JobSpec,
+        host: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<(RunningJob, String)> {
         let name = format!("runner-{}", spec.id);
         let own = serde_json::from_value(json!({"metadata": {"name": name}})).context("an account")?;
         self.accounts().create(&PostParams::default(), &own).await.context("cannot make an account")?;
         let executor = KubernetesExecutor {
-            host: self.host.clone(),
+            host: host.to_owned(),
             ca_file: self.ca_file.clone(),
             bearer_token: account::token(&self.client, NAMESPACE, &name).await?,
             namespace: NAMESPACE.to_owned(),
             helper_image: self.helper_image.clone(),
+            settings: settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         let runner = RealRunner::new(&self.program, self.config.clone())?.kubernetes(executor);
         Ok((runner.start(spec).await?, name))
     }
 
+    /// The pods of its jobs.
+    pub(crate) fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// The pods that one of its jobs has.
+    pub(crate) async fn pods_of(&self, job: i64) -> Result<Vec<Pod>> {
+        let list = self.pods().list(&ListParams::default()).await.context("cannot list pods")?;
+        let job = job.to_string();
+        let marked = |marks: &Option<BTreeMap<String, String>>| {
+            marks.as_ref().and_then(|marks| marks.get(JOB_ID)).is_some_and(|id| *id == job)
+        };
+        let own = |pod: &Pod| marked(&pod.metadata.annotations) || marked(&pod.metadata.labels);
+        Ok(list.items.into_iter().filter(own).collect())
+    }
+
+    /// Waits until a job has no pod. One that is still there afterwards is removed, so that nothing else suffers from
+    /// it, and its name is in the error.
+    pub(crate) async fn wait_no_pods_of(&self, job: i64, deadline: Duration) -> Result<()> {
+        let until = tokio::time::Instant::now() + deadline;
+        loop {
+            let Some(meta) = self.pods_of(job).await?.into_iter().next().map(|pod| pod.metadata) else {
+                return Ok(());
+            };
+            let (name, uid) = (meta.name.unwrap_or_default(), meta.uid.unwrap_or_default());
+            let gone = await_condition(self.pods(), &name, is_deleted(&uid));
+            if tokio::time::timeout_at(until, gone).await.is_err() {
+                // It may be gone by now.
+                let _ = self.pods().delete(&name, &DeleteParams::default().grace_period(0)).await;
+                bail!("pod {name} of job {job} is still there after {deadline:?}");
+            }
+        }
+    }
+
     /// Waits until no pod of its jobs is left. It leaves them to their grace period of 30 s; here nobody is helped by
     /// it, so it is cut short.
-    pub(super) async fn wait_no_pods(&self) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+    pub(crate) async fn wait_no_pods(&self) -> Result<()> {
+        let pods = self.pods();
         let until = tokio::time::Instant::now() + SOON;
         loop {
             let list = pods.list(&ListParams::default()).await.context("cannot list pods")?;
@@ -132,7 +190,7 @@ impl GitLabExecutor {
     }
 
     /// Removes everything that it has in the cluster, and waits until it is gone.
-    pub(super) async fn remove(&self) -> Result<()> {
+    pub(crate) async fn remove(&self) -> Result<()> {
         let Some(there) =
             self.namespaces().get_opt(NAMESPACE).await.context("cannot look for its namespace")?
         else {
