@@ -5,6 +5,7 @@ mod components;
 mod executor;
 mod judge;
 mod lifecycle;
+mod node;
 mod objects;
 mod streams;
 mod table;
@@ -104,7 +105,7 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
         .iter()
         .chain(lifecycle::FAULTS)
         .chain(objects::FAULTS)
-        
+        .chain(node::FAULTS)
         .chain(components::FAULTS)
 }
 
