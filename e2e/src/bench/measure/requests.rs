@@ -169,9 +169,9 @@ mod tests {
             request(shim, "cijobs", "cij-2-b"),
             request(operator, "pods", "cij-1-a-pod-1"),
             request("kube-system:generic-garbage-collector", "pods", "cij-1-a-pod-1"),
-            request("bench-gitlab-executor:runner-1", "pods/attach", "runner-x"),
-            request("bench-gitlab-executor:runner-1", "pods", "runner-x"),
-            request("bench-gitlab-executor:runner-10", "pods", "runner-y"),
+            request("gitlab-executor:runner-1", "pods/attach", "runner-x"),
+            request("gitlab-executor:runner-1", "pods", "runner-x"),
+            request("gitlab-executor:runner-10", "pods", "runner-y"),
         ];
         let cost = Cost::of(&log, &Release::default(), "cij-1-a");
         assert_eq!((cost.shim, cost.operator, cost.streams, cost.all()), (2, 1, 1, 3));

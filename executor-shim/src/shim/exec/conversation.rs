@@ -23,7 +23,7 @@ use crate::wire::message::{
 const ACK_EVERY: u64 = 1024 * 1024;
 
 /// How soon most scripts end that are told to. The end of the call says why then, and nothing else has to.
-const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
+const ENDS_BY_ITSELF: Duration = Duration::from_millis(200);
 
 /// What a stopped script may take beyond its grace.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
