@@ -19,6 +19,9 @@ pub const MOST: usize = 64;
 /// Longest value of such a variable, in characters.
 pub const LONGEST_VALUE: usize = 1024;
 
+/// The variable that asks for another namespace.
+pub const NAMESPACE: &str = "KUBERNETES_NAMESPACE_OVERWRITE";
+
 /// Whose requests and limits a variable is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
@@ -87,7 +90,7 @@ pub enum Variable {
     PodAnnotation,
     /// `KUBERNETES_SERVICE_ACCOUNT_OVERWRITE`: a name.
     ServiceAccount,
-    /// `KUBERNETES_NAMESPACE_OVERWRITE`: refused.
+    /// `KUBERNETES_NAMESPACE_OVERWRITE`: a name. The CiJob is created there.
     Namespace,
     /// `KUBERNETES_BEARER_TOKEN`: refused, and secret.
     BearerToken,

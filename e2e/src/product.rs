@@ -83,7 +83,7 @@ fn values(cluster: &Cluster, pull_policy: &str) -> Result<Value> {
         "helper": image("helper")?,
         "agent": image("agent")?,
         "shim": image("executor-shim")?,
-        "jobNamespaces": [cluster.release.job_namespace],
+        "jobNamespaces": [cluster.release.job_namespace, cluster.release.second_job_namespace()],
     }))
 }
 
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(values["agent"]["image"]["repository"], "roadstead/agent");
         assert_eq!(values["operator"]["image"]["tag"], "0.1.0-abc");
         assert_eq!(values["helper"]["image"]["pullPolicy"], "Never");
-        assert_eq!(values["jobNamespaces"], json!(["ci-jobs"]));
+        assert_eq!(values["jobNamespaces"], json!(["ci-jobs", "ci-jobs-2"]));
     }
 
     #[test]

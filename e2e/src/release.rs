@@ -40,6 +40,12 @@ impl Release {
         format!("{}-shim", self.name)
     }
 
+    /// The second namespace that jobs run in, where they ask for it.
+    #[must_use]
+    pub fn second_job_namespace(&self) -> String {
+        format!("{}-2", self.job_namespace)
+    }
+
     /// A JobClass of this release.
     #[must_use]
     pub fn class(&self, name: &str) -> String {

@@ -100,4 +100,10 @@ pub struct Allowed {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
     pub service_account: Vec<String>,
+
+    /// Values of `KUBERNETES_NAMESPACE_OVERWRITE`: `ci-large`. It has to be a job namespace that the
+    /// runner's account can use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    pub namespace: Vec<String>,
 }

@@ -59,6 +59,8 @@ pub enum Wish {
     },
     /// The pod's service account.
     ServiceAccount(String),
+    /// The namespace of the CiJob and its pod.
+    Namespace(String),
 }
 
 /// Resources with variables of their own.
@@ -106,9 +108,12 @@ impl Wish {
                 }
                 Ok(Self::ServiceAccount(value.to_owned()))
             }
-            Variable::Namespace => Err(Malformed(
-                "cannot be overridden: the namespace belongs to the runner (`ROADSTEAD_NAMESPACE`), so give the job tags of a runner that uses the other one",
-            )),
+            Variable::Namespace => {
+                if value.len() > 63 || !is_dns_label(value) {
+                    return Err(Malformed("must be the name of a namespace"));
+                }
+                Ok(Self::Namespace(value.to_owned()))
+            }
             Variable::BearerToken => Err(Malformed(
                 "cannot be overridden: jobs run with the runner's own access to the cluster, so use a runner with other access",
             )),
@@ -230,13 +235,15 @@ fn is_label_value(value: &str) -> bool {
 
 /// A DNS subdomain as Kubernetes names objects.
 fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+/// A part of a DNS subdomain.
+fn is_dns_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
     let end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let label = |label: &str| {
-        let bytes = label.as_bytes();
-        let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
-        bytes.iter().all(plain) && end(bytes.first()) && end(bytes.last())
-    };
-    text.len() <= 253 && text.split('.').all(label)
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    bytes.iter().all(plain) && end(bytes.first()) && end(bytes.last())
 }
 
 #[cfg(test)]
@@ -352,7 +359,13 @@ mod tests {
         for bad in ["", "Deploy", "a/b", "-a", "a..b", "a-"] {
             refused("KUBERNETES_SERVICE_ACCOUNT_OVERWRITE", bad, "name of a ServiceAccount");
         }
-        refused("KUBERNETES_NAMESPACE_OVERWRITE", "prod", "ROADSTEAD_NAMESPACE");
+        assert_eq!(
+            read("KUBERNETES_NAMESPACE_OVERWRITE", "ci-large"),
+            Ok(Wish::Namespace("ci-large".to_owned()))
+        );
+        for bad in ["", "Ci", "a.b", "a/b", "-a", &"a".repeat(64)] {
+            refused("KUBERNETES_NAMESPACE_OVERWRITE", bad, "name of a namespace");
+        }
         refused("KUBERNETES_BEARER_TOKEN", "secret", "own access");
     }
 }

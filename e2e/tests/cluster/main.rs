@@ -14,6 +14,7 @@ mod images;
 mod lifecycle;
 mod limits;
 mod matching;
+mod namespaces;
 mod output;
 mod path;
 mod placement;

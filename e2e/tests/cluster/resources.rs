@@ -128,7 +128,6 @@ async fn what_is_no_amount_and_what_is_secret_never_reaches_the_cluster() -> Res
             "note=$SECRET",
             "KUBERNETES_POD_ANNOTATIONS_1 contains the value of a masked variable",
         ),
-        ("KUBERNETES_NAMESPACE_OVERWRITE", "kube-system", "cannot be overridden"),
         ("KUBERNETES_BEARER_TOKEN", "$SECRET", "KUBERNETES_BEARER_TOKEN cannot be overridden"),
     ] {
         let spec = JobSpec::fresh()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::PostParams;
+use roadstead_crds::overrides;
 use roadstead_crds::request::JobRequest;
 use roadstead_crds::status::{JobConfig, condition};
 use roadstead_crds::{CiJob, CiJobSpec, CiJobStatus, Phase, names};
@@ -40,14 +41,21 @@ pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Optio
     let (told, cluster) = tokio::join!(tags::ask(options, env, &job), Cluster::find(options));
     let told = told?;
     let note = tags::note(&told);
-    let request = request::build(&job, told, &Secrets::of(&job, env), options.class.as_deref(), now)?;
+    let mut request = request::build(&job, told, &Secrets::of(&job, env), options.class.as_deref(), now)?;
     let name = names::cijob_name(&request.server, request.job.id, &attempt_of(&tmpdir));
     let cluster = cluster.map_err(|error| system(&error))?;
 
     let file = StateFile::in_dir(&tmpdir);
-    let mut state = State::new(cluster.namespace.clone(), name, now);
+    let mut state = State::new(namespace(&mut request, &cluster.namespace), name, now);
     let (settings, status) = ask(&cluster, &file, &mut state, request).await?;
     Ok((answer(&state, &settings, &status), note))
+}
+
+/// Where the job's objects belong: in the runner's namespace, or in the one that the job asks for, if the class lets it.
+pub fn namespace(request: &mut JobRequest, of_runner: &str) -> String {
+    // Who asks for what is anyhow asks for nothing.
+    request.overrides.retain(|name, value| name != overrides::NAMESPACE || value != of_runner);
+    request.overrides.get(overrides::NAMESPACE).map_or(of_runner, String::as_str).to_owned()
 }
 
 /// Asks for the job and waits until the operator has admitted it.
@@ -93,7 +101,17 @@ async fn create(cluster: &Cluster, state: &State, request: JobRequest) -> Result
     let params = PostParams::default();
     let failed = |error: &RequestError| {
         let refused = matches!(error.meaning(), Meaning::Rejected | Meaning::NotFound);
-        (Failure::system(error.sentence(&what)), refused)
+        let failure = if refused && job.spec.request.overrides.contains_key(overrides::NAMESPACE) {
+            Failure::user(format!(
+                "{}=\"{}\" is no namespace that this runner may use for jobs: {}",
+                overrides::NAMESPACE,
+                state.namespace,
+                error.sentence(&what)
+            ))
+        } else {
+            Failure::system(error.sentence(&what))
+        };
+        (failure, refused)
     };
     match persistently(deadline, || api.create(&params, &job)).await {
         Ok(created) => Ok(created),
@@ -218,6 +236,25 @@ mod tests {
         let unknown = CiJobStatus { phase: Some(Phase::Errored), ..CiJobStatus::default() };
         let sentence = "the job has ended: for an unknown reason";
         assert_eq!(decide(&unknown), Some(Err(Failure::system(sentence))));
+    }
+
+    #[test]
+    fn a_job_may_ask_for_another_namespace() {
+        let asking = |value: Option<&str>| {
+            let wish = value.map(|value| (overrides::NAMESPACE.to_owned(), value.to_owned()));
+            let mut request: JobRequest = serde_json::from_value(json!({
+                "server": "https://gitlab.example", "job": {"id": 1, "name": "j", "stage": "s"},
+                "project": {"id": 1, "path": "a/b"}, "ref": {"name": "main", "type": "branch", "sha": ""},
+                "overrides": wish.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+                "timeoutSeconds": 60, "requestedAt": "1970-01-01T00:00:00.000000Z",
+            }))
+            .unwrap();
+            (namespace(&mut request, "ci-jobs"), request.overrides.len())
+        };
+        assert_eq!(asking(None), ("ci-jobs".to_owned(), 0));
+        assert_eq!(asking(Some("ci-large")), ("ci-large".to_owned(), 1));
+        // It is there anyhow, so nobody has to allow it.
+        assert_eq!(asking(Some("ci-jobs")), ("ci-jobs".to_owned(), 0));
     }
 
     #[test]

@@ -41,11 +41,14 @@ pub(super) fn values(cluster: &Cluster, found: &Found) -> Result<Value> {
     }))
 }
 
-/// Makes the release's two namespaces, or finds them as it made them.
+/// Makes the release's namespaces, or finds them as it made them.
 pub(super) fn make_namespaces(dir: &ClusterDir, cluster: &Cluster) -> Result<()> {
     let release = &cluster.release;
     let secure = "pod-security.kubernetes.io/enforce";
-    for (name, level) in [(&release.namespace, "restricted"), (&release.job_namespace, "baseline")] {
+    let second = release.second_job_namespace();
+    for (name, level) in
+        [(&release.namespace, "restricted"), (&release.job_namespace, "baseline"), (&second, "baseline")]
+    {
         let query = format!("jsonpath={{.metadata.labels.{}}}", MARK.replace('.', "\\."));
         let mut get = cluster.kubectl(["get", "namespace", name, "--ignore-not-found", "-o", "name"]);
         if capture(&mut get)?.trim().is_empty() {
@@ -76,7 +79,7 @@ pub(super) fn remove(progress: &Progress, cluster: &Cluster) -> Result<()> {
     }
     // A client lives as long as its runtime.
     block_on(async { remove_classes(&client_of(&cluster.kubeconfig).await?, release).await })?;
-    for name in [&release.job_namespace, &release.namespace] {
+    for name in [&release.second_job_namespace(), &release.job_namespace, &release.namespace] {
         let selector = format!("{MARK}={}", release.name);
         let field = format!("metadata.name={name}");
         let mut list = cluster.kubectl(["get", "namespaces", "-o", "name", "-l", &selector]);

@@ -230,10 +230,12 @@ impl Call<'_> {
     ) -> Result<(JobConfig, CiJobStatus), Trouble> {
         let (file, class) = (session.state(), self.options.class.as_deref());
         let started = async {
-            let request = identity::request(wishes, what, class, state.requested_at).inspect_err(|_| {
-                // There is no job yet.
-                state.refused = true;
-            })?;
+            let mut request =
+                identity::request(wishes, what, class, state.requested_at).inspect_err(|_| {
+                    // There is no job yet.
+                    state.refused = true;
+                })?;
+            state.namespace = config::namespace(&mut request, &cluster.namespace);
             let settled = config::ask(cluster, &file, state, request).await?;
             prepare::wait(cluster, &file, state, self.console).await?;
             Ok::<_, Failure>(settled)

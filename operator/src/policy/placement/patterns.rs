@@ -45,6 +45,7 @@ pub fn problems(allow: &Allowed) -> Vec<String> {
         ("podLabels", &allow.pod_labels),
         ("podAnnotations", &allow.pod_annotations),
         ("serviceAccount", &allow.service_account),
+        ("namespace", &allow.namespace),
     ];
     let of = |(field, patterns): (&'static str, &Vec<String>)| {
         let broken = patterns.iter().filter_map(|pattern| whole(pattern).err());
