@@ -9,7 +9,7 @@ use crate::status::CiJobStatus;
 
 /// What the executor shim asks for and reports.
 ///
-/// `request` never changes, `hold` may only be released, `report` is the shim's to fill in.
+/// `request` never changes, `hold` may only be released, `replace` and `report` are the shim's to fill in.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "roadstead.dev",
@@ -49,6 +49,14 @@ pub struct CiJobSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("oldSelf || !self").message("hold can be released, not taken again"))]
     pub hold: bool,
+
+    /// Name of a lost pod (`status.lostPod`) in whose place the shim wants another one: only the shim
+    /// knows that nothing was done in it that would be missing in another one. Once set it never
+    /// changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("replace is set once"))]
+    pub replace: Option<String>,
 
     /// What only the shim knows: how the stages and the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -52,6 +52,11 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodStatus>,
 
+    /// The pod that the job lost before. Another one takes its place where `spec.replace` asks for it;
+    /// that happens once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_pod: Option<LostPod>,
+
     /// Requests and limits that were applied, by container name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, EffectiveResources>,
@@ -85,6 +90,14 @@ pub struct CiJobStatus {
     /// Time from `spec.request.requestedAt` to `finishedAt`, for people: `1m12s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
+}
+
+impl CiJobStatus {
+    /// The loss of the job's pod, as long as no other one has taken its place.
+    pub fn loss(&self) -> Option<&LostPod> {
+        let pod = self.pod.as_ref()?;
+        self.lost_pod.as_ref().filter(|lost| lost.name == pod.name)
+    }
 }
 
 /// Where a job stands in the queue of its class. To keep the number of writes small, positions up
@@ -204,6 +217,21 @@ pub struct PodStatus {
     /// Node that the pod was bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+}
+
+/// A pod that was taken from the job: deleted, evicted, preempted, lost with its node.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LostPod {
+    /// Name of the pod.
+    pub name: String,
+    /// Why it was lost, one word of a closed list.
+    #[schemars(transform = schema::described_by_field)]
+    pub reason: Reason,
+    /// The same in a sentence for the job log.
+    pub message: String,
+    /// When the operator saw that.
+    pub since: MicroTime,
 }
 
 /// Requests and limits of one container, in Kubernetes' quantities by resource name.

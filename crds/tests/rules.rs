@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 const NAME: &str = "a CiJob is named cij-<job id>-<10 hexadecimal digits>";
 const REQUEST: &str = "the request of a CiJob never changes";
 const HOLD: &str = "hold can be released, not taken again";
+const REPLACE: &str = "replace is set once";
 const CLASS_NAME: &str = "a JobClass is named by at most 63 lower-case letters, digits and hyphens: jobs and labels carry the name";
 const DIRECTORIES: &str = "buildsDir and cacheDir must not be the same or inside each other";
 const QUANTITIES: &str =
@@ -91,7 +92,8 @@ fn every_rule_is_tested_here() {
     let mut messages = BTreeSet::new();
     collect(&schema(CiJob::crd()), &mut messages);
     collect(&schema(JobClass::crd()), &mut messages);
-    let tested = [NAME, REQUEST, HOLD, CLASS_NAME, DIRECTORIES, QUANTITIES, SOME_JOB, REQUEST_WITHIN_LIMIT];
+    let tested =
+        [NAME, REQUEST, HOLD, REPLACE, CLASS_NAME, DIRECTORIES, QUANTITIES, SOME_JOB, REQUEST_WITHIN_LIMIT];
     assert_eq!(messages, tested.into_iter().map(str::to_owned).collect());
 }
 
@@ -139,6 +141,16 @@ fn a_hold_is_released_once() {
     assert_messages(CiJob::crd(), &free, Some(&held), &[]);
     assert_messages(CiJob::crd(), &with(&free, "/spec/hold", json!(false)), Some(&held), &[]);
     assert_messages(CiJob::crd(), &held, Some(&free), &[HOLD]);
+}
+
+#[test]
+fn a_pod_is_replaced_once() {
+    let plain = cijob();
+    let first = with(&plain, "/spec/replace", json!("cij-42-0123456789-3f2a91bc-1"));
+    let second = with(&plain, "/spec/replace", json!("cij-42-0123456789-3f2a91bc-2"));
+    assert_messages(CiJob::crd(), &first, Some(&plain), &[]);
+    assert_messages(CiJob::crd(), &first, Some(&first), &[]);
+    assert_messages(CiJob::crd(), &second, Some(&first), &[REPLACE]);
 }
 
 #[test]

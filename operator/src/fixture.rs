@@ -68,7 +68,7 @@ pub fn job() -> CiJob {
             creation_timestamp: Some(Time(birth())),
             ..ObjectMeta::default()
         },
-        spec: CiJobSpec { request: request(), hold: false, report: None },
+        spec: CiJobSpec { request: request(), hold: false, replace: None, report: None },
         status: None,
     }
 }

@@ -58,7 +58,7 @@ fn cijob(bench: &Installation) -> Result<CiJob> {
     });
     let request = serde_json::from_value(request)?;
     let name = names::cijob_name("https://gitlab.example", id, "e2e");
-    Ok(CiJob::new(&name, CiJobSpec { request, hold: false, report: None }))
+    Ok(CiJob::new(&name, CiJobSpec { request, hold: false, replace: None, report: None }))
 }
 
 /// Somebody else, and the Role of that name.

@@ -97,7 +97,7 @@ async fn create(cluster: &Cluster, state: &State, request: JobRequest) -> Result
     let api = cluster.cijobs(&state.namespace);
     let what = format!("create the CiJob {}/{}", state.namespace, state.cijob);
     let deadline = Instant::now() + CREATE_WITHIN;
-    let job = CiJob::new(&state.cijob, CiJobSpec { request, hold: false, report: None });
+    let job = CiJob::new(&state.cijob, CiJobSpec { request, hold: false, replace: None, report: None });
     let params = PostParams::default();
     let failed = |error: &RequestError| {
         let refused = matches!(error.meaning(), Meaning::Rejected | Meaning::NotFound);

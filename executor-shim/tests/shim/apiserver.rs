@@ -247,7 +247,8 @@ impl World {
         if patch["metadata"]["uid"].as_str().is_some_and(|uid| job["metadata"]["uid"] != uid) {
             return reply(409, &failure(409, "the UID differs"));
         }
-        self.change(name, |job| job["spec"]["report"] = patch["spec"]["report"].clone());
+        let fields = patch["spec"].as_object().unwrap().clone();
+        self.change(name, |job| job["spec"].as_object_mut().unwrap().extend(fields));
         reply(200, &self.jobs[name])
     }
 }

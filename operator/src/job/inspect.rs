@@ -45,6 +45,10 @@ pub struct Inspection {
     pub end: Option<PodEnd>,
 }
 
+/// What the kubelet calls the end of a container that its runtime has lost: the node was set up anew,
+/// or its runtime's storage was.
+const FORGOTTEN: &str = "ContainerStatusUnknown";
+
 /// Reads a pod of a job.
 pub fn inspect(pod: &Pod, setting: Setting<'_>) -> Inspection {
     let status = pod.status.as_ref();
@@ -182,6 +186,9 @@ fn ended_by_itself(pod: &Pod, containers: &[&ContainerStatus], disrupted: Option
     if let Some((container, how)) = needed {
         return Some(match disrupted {
             Some(words) => PodEnd::Evicted(words.to_owned()),
+            None if how.reason.as_deref() == Some(FORGOTTEN) => {
+                PodEnd::Evicted(format!("its node does not know container \"{}\" any more", container.name))
+            }
             None => PodEnd::Terminated { container: container.name.clone(), how: manner(container, how) },
         });
     }
@@ -344,6 +351,11 @@ mod tests {
                 "refused by the kubelet",
                 failed("OutOfcpu", "Node didn't have enough resource: cpu"),
                 Some(PodEnd::Refused("OutOfcpu: Node didn't have enough resource: cpu".to_owned())),
+            ),
+            (
+                "forgotten by its node",
+                with(&done, &running(), &terminated(137, "ContainerStatusUnknown")),
+                Some(PodEnd::Evicted("its node does not know container \"build\" any more".to_owned())),
             ),
             ("disrupted and failed", disrupted(failed("", "")), evicted()),
             ("disrupted and over", disrupted(with(&done, &running(), &terminated(137, "Error"))), evicted()),

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::api::{CallError, call};
 use crate::classes::Classes;
 use crate::job::memory::Memory;
-use crate::job::plan::{Current, Observed, wants_room};
+use crate::job::plan::{Current, Observed, forgotten, wants_room};
 use crate::job::status::waits_for_room;
 use crate::job::{Identity, named_by};
 use crate::policy::queue::Room;
@@ -86,7 +86,7 @@ pub async fn observe(
     {
         pods.push(pod);
     }
-    let current = current(sources, &identity.uid, &job, &mut pods).await?;
+    let current = current(sources, &identity, &job, &mut pods).await?;
     let mut observed = Observed { identity, job, classes, pods, current, room: Room::Free };
     if let Some(class) = wants_room(&observed) {
         observed.room = sources.queues.ask(&observed.job, &class, now);
@@ -96,18 +96,23 @@ pub async fn observe(
 
 async fn current(
     sources: &Sources,
-    uid: &str,
+    identity: &Identity,
     job: &CiJob,
     pods: &mut Vec<Arc<Pod>>,
 ) -> Result<Current, ObserveError> {
     let status = job.status.as_ref();
     let over = status.and_then(|status| status.phase).is_some_and(Phase::is_final);
-    let Some(recorded) = status.and_then(|status| status.pod.as_ref()).filter(|_| !over) else {
-        return Ok(Current::Unknown);
-    };
-    if job.metadata.deletion_timestamp.is_some() {
+    if over || job.metadata.deletion_timestamp.is_some() {
         return Ok(Current::Unknown);
     }
+    if let Some(pod) = forgotten(status, identity, pods) {
+        return Ok(Current::Present { pod: Arc::clone(pod), watched: true });
+    }
+    // What is lost does not come back.
+    let lost = status.is_some_and(|status| status.loss().is_some());
+    let Some(recorded) = status.and_then(|status| status.pod.as_ref()).filter(|_| !lost) else {
+        return Ok(Current::Unknown);
+    };
     if let Some(pod) = pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&recorded.name)) {
         return Ok(Current::Present { pod: Arc::clone(pod), watched: true });
     }
@@ -125,7 +130,7 @@ async fn current(
             pods.push(Arc::clone(&pod));
             Current::Present { pod, watched: false }
         }
-        None if recorded.uid.is_none() && !sources.memory.is_lost(uid, name, Instant::now()) => {
+        None if recorded.uid.is_none() && !sources.memory.is_lost(&identity.uid, name, Instant::now()) => {
             Current::Unborn
         }
         None => Current::Absent,

@@ -104,6 +104,10 @@ pub enum Why {
     NewPod,
     /// The pod that was named was never created.
     LostPod,
+    /// The pod is lost, and the shim has not said whether another one may take its place.
+    Lost,
+    /// The shim wants another pod in the place of the lost one.
+    Replaced,
     /// Nobody could say whether the pod that was named exists.
     Unsure,
     /// The pod is there and on its way.
@@ -180,6 +184,14 @@ struct Planner<'a> {
     faults: Vec<Fault>,
 }
 
+/// On which terms a job runs.
+struct Granted {
+    terms: Terms,
+    class: Arc<Candidate>,
+    /// Why the class takes the job and what keeps it from being refused, where that is new.
+    admission: Option<(String, Option<String>)>,
+}
+
 /// Why no pod can be made now.
 enum NoPod {
     /// The class is not there.
@@ -203,56 +215,83 @@ impl<'a> Planner<'a> {
     }
 
     fn before_the_end(mut self) -> Plan {
+        if let Some(lost) = self.draft.status.loss().cloned() {
+            return self.after_the_loss(&lost);
+        }
         let ours = self.our_pod();
+        if let Some(pod) = ours
+            && let Err(why) = self.take_over(pod)
+        {
+            return self.without_pod(why);
+        }
         let seen = ours.map(|pod| self.inspect(pod));
         if let (Some(pod), Some(seen)) = (ours, &seen) {
             self.draft.pod_exists(pod.metadata.uid.as_deref().unwrap_or_default());
             self.draft.progress(seen);
         }
-        if let Some(verdict) = self.verdict(seen.as_ref()) {
-            return self.end(&verdict);
+        let end = self.pod_end(seen.as_ref());
+        let may_be_replaced = self.may_be_replaced(end.as_ref());
+        if let Some(verdict) = self.verdict(end) {
+            return if may_be_replaced { self.lose(&verdict) } else { self.end(&verdict) };
         }
         if ours.is_some() {
             let why = if self.draft.status.started_at.is_some() { Why::Running } else { Why::Starting };
             let strays = self.delete_strays();
             return self.go_on(why, strays);
         }
-        match self.next_pod() {
+        let why = match (&self.draft.status.pod, &self.observed.current) {
+            (None, _) => Why::NewPod,
+            (Some(_), Current::Absent) => Why::LostPod,
+            // It was refused, so there is none.
+            (Some(_), Current::Unknown) if self.draft.waits_for_room() => Why::NewPod,
+            (Some(_), Current::Unknown | Current::Unborn | Current::Present { .. }) => Why::Unsure,
+        };
+        self.with_next_pod(why)
+    }
+
+    /// Goes on with the job's next pod, if it may have one.
+    fn with_next_pod(mut self, why: Why) -> Plan {
+        match self.next_pod(why) {
             Ok((why, create)) => {
                 let mut actions = self.delete_strays();
                 actions.extend(create.map(|pod| Action::CreatePod(Box::new(pod))));
                 self.go_on(why, actions)
             }
-            Err(NoPod::Ever(verdict)) => self.end(&verdict),
-            Err(NoPod::Class(verdict)) => self.without_class(&verdict),
+            Err(why) => self.without_pod(why),
         }
     }
 
-    /// Admits the job if it is not yet, and makes the pod that it needs, if it may have one.
-    fn next_pod(&mut self) -> Result<(Why, Option<Pod>), NoPod> {
-        let Observed { identity, job, classes, current, .. } = self.observed;
-        let request = &job.spec.request;
+    fn without_pod(self, why: NoPod) -> Plan {
+        match why {
+            NoPod::Ever(verdict) => self.end(&verdict),
+            NoPod::Class(verdict) => self.without_class(&verdict),
+        }
+    }
+
+    /// On which terms the job runs, and its class.
+    fn terms(&mut self) -> Result<Granted, NoPod> {
+        let Observed { job, classes, .. } = self.observed;
         let recorded = Terms::recorded(&self.draft.status).filter(|_| self.draft.is_admitted());
-        let (terms, class, admission) = if let Some(terms) = recorded {
+        if let Some(terms) = recorded {
             let class = classes.iter().find(|class| class.name() == terms.class);
             let class = class.ok_or_else(|| NoPod::Class(class::gone(&terms.class)))?;
-            (terms, Arc::clone(class), None)
-        } else {
-            let Choice { class, why, audit } = self.choice()?;
-            let terms = Terms::grant(request, class.name(), &class.class.spec);
-            let terms = terms.map_err(|verdict| self.refused_by(class.name(), verdict))?;
-            (terms, class, Some((why, audit)))
-        };
+            return Ok(Granted { terms, class: Arc::clone(class), admission: None });
+        }
+        let Choice { class, why, audit } = self.choice()?;
+        let terms = Terms::grant(&job.spec.request, class.name(), &class.class.spec);
+        let terms = terms.map_err(|verdict| self.refused_by(class.name(), verdict))?;
+        Ok(Granted { terms, class, admission: Some((why, audit)) })
+    }
+
+    /// Makes the pod that the job needs, if it may have one, and admits the job if it is not yet.
+    fn next_pod(&mut self, why: Why) -> Result<(Why, Option<Pod>), NoPod> {
+        let Observed { identity, job, .. } = self.observed;
+        let request = &job.spec.request;
+        let Granted { terms, class, admission } = self.terms()?;
         let class = &class.class.spec;
-        let why = match (&self.draft.status.pod, current) {
-            (None, _) => Why::NewPod,
-            (Some(_), Current::Absent) => Why::LostPod,
-            // It was refused, so there is none.
-            (Some(_), Current::Unknown) if self.draft.waits_for_room() => Why::NewPod,
-            (Some(_), Current::Unknown | Current::Unborn | Current::Present { .. }) => {
-                return Ok((Why::Unsure, None));
-            }
-        };
+        if why == Why::Unsure {
+            return Ok((why, None));
+        }
         let next = self.draft.next_pod(identity);
         let placement = class::place(request, &terms.class, class);
         let placement = placement.map_err(|verdict| self.refused_by(&terms.class, verdict))?;
@@ -317,13 +356,13 @@ impl<'a> Planner<'a> {
         self.plan(Why::AwaitingClass, strays, &[deadline])
     }
 
-    fn verdict(&self, seen: Option<&Inspection>) -> Option<Verdict> {
+    fn verdict(&self, pod: Option<PodEnd>) -> Option<Verdict> {
         let status = &self.draft.status;
         let request = &self.observed.job.spec.request;
         let job_seconds = self.job_seconds();
         let class = status.class.as_deref().unwrap_or_default();
         verdict::verdict(&Case {
-            pod: self.pod_end(seen),
+            pod,
             report: self.observed.job.spec.report.as_ref(),
             clock: timeouts::clock(self.born(), job_seconds, self.now),
             job_seconds,
@@ -356,7 +395,8 @@ impl<'a> Planner<'a> {
     /// The recorded pod, if it is there and the job's. One whose UID nobody stored is taken over.
     fn our_pod(&self) -> Option<&'a Pod> {
         let Current::Present { pod, .. } = &self.observed.current else { return None };
-        let recorded = self.draft.status.pod.as_ref()?.uid.as_ref();
+        // Without a record the job's own name and number on it are enough.
+        let recorded = self.draft.status.pod.as_ref().and_then(|pod| pod.uid.as_ref());
         let same = recorded.is_none_or(|uid| pod.metadata.uid.as_ref() == Some(uid));
         (same && self.observed.identity.owns(pod)).then_some(pod.as_ref())
     }
@@ -379,15 +419,13 @@ impl<'a> Planner<'a> {
     }
 
     fn go_on(self, why: Why, actions: Vec<Action>) -> Plan {
-        let timeout =
-            timeouts::later(timeouts::after(self.born(), self.job_seconds()), timeouts::BEHIND_RUNNER);
         let again = match self.observed.current {
             Current::Present { watched: false, .. } => Some(UNWATCHED),
             Current::Unborn => Some(UNBORN),
             Current::Present { .. } | Current::Absent | Current::Unknown => None,
         };
         let deadlines: Vec<_> = [
-            Some(timeout),
+            Some(self.job_deadline()),
             self.queue_deadline(),
             self.quota_retry(),
             self.start_deadline(),
@@ -442,8 +480,14 @@ impl<'a> Planner<'a> {
 }
 
 mod deadlines;
+mod replace;
+
+pub use replace::forgotten;
+
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod replacement;
 #[cfg(test)]
 mod room;
 #[cfg(test)]

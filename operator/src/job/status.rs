@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use roadstead_crds::names::pod_name;
-use roadstead_crds::status::{PodStatus, QueueStatus, StartBreakdown, condition};
+use roadstead_crds::status::{LostPod, PodStatus, QueueStatus, StartBreakdown, condition};
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 
 use crate::job::Identity;
@@ -147,6 +147,32 @@ impl<'a> Draft<'a> {
         self.status.queue = None;
         let elapsed = self.elapsed();
         self.start(|start| &mut start.pod_created_ms, elapsed);
+    }
+
+    /// Takes a pod for the job's that nobody has recorded: somebody removed the status.
+    pub fn adopt(&mut self, pod: PodStatus) {
+        self.status.pod = Some(pod);
+    }
+
+    /// The recorded pod is lost. Another one takes its place if the shim asks for it.
+    pub fn lose_pod(&mut self, verdict: &Verdict) {
+        let Some(pod) = &self.status.pod else { return };
+        self.status.lost_pod = Some(LostPod {
+            name: pod.name.clone(),
+            reason: verdict.reason,
+            message: verdict.message.clone(),
+            since: MicroTime(self.now),
+        });
+        self.stand(Phase::Starting, verdict.reason, &verdict.message);
+    }
+
+    /// Forgets what the start of the lost pod had shown.
+    pub fn start_again(&mut self) {
+        self.status.started_at = None;
+        let of_pod = [condition::SCHEDULED, condition::STARTED, condition::DISRUPTED];
+        self.status.conditions.retain(|condition| !of_pod.contains(&condition.type_.as_str()));
+        let start = &mut self.status.start;
+        (start.pod_created_ms, start.bound_ms, start.running_ms) = (None, None, None);
     }
 
     /// What the pod shows of its start.

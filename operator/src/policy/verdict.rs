@@ -88,6 +88,26 @@ pub enum PodEnd {
     },
     /// The pod ended and nothing says more about it.
     Ended(String),
+    /// It was lost before, as this verdict says, and no other one took its place.
+    Lost(Verdict),
+}
+
+impl PodEnd {
+    /// Whether the pod was taken from the job, by nobody's fault of what is in it: another one may do
+    /// what this one did not.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Deleted | Self::Evicted(_) | Self::Refused(_) => true,
+            Self::Impostor
+            | Self::DeadlineExceeded
+            | Self::OutOfMemory { .. }
+            | Self::ClientLost
+            | Self::CannotStart(_)
+            | Self::Terminated { .. }
+            | Self::Ended(_)
+            | Self::Lost(_) => false,
+        }
+    }
 }
 
 /// Everything that decides how a job ended, or that it goes on.
@@ -185,6 +205,7 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
             Reason::ContainerTerminated,
             with(format!("{place} ended while the job needed it"), words),
         ),
+        PodEnd::Lost(verdict) => verdict.clone(),
     }
 }
 

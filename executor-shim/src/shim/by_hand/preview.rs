@@ -75,7 +75,7 @@ fn cijob(
         (built.map_err(|failure| Trouble::request(failure.sentence))?, tags.is_none().then_some(TAGS_UNKNOWN))
     };
     let name = names::cijob_name(&request.server, request.job.id, ATTEMPT);
-    let mut job = CiJob::new(&name, CiJobSpec { request, hold: false, report: None });
+    let mut job = CiJob::new(&name, CiJobSpec { request, hold: false, replace: None, report: None });
     job.metadata.namespace.clone_from(&options.namespace);
     Ok((job, note))
 }

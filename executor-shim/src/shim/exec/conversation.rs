@@ -118,6 +118,8 @@ pub struct Progress {
     pub stdout: u64,
     /// Bytes of standard error that have been written out.
     pub stderr: u64,
+    /// Whether the script may have reached the agent, so that it may have been started.
+    pub sent: bool,
     /// Whether the agent has said that the script runs or ran. From then on it is never sent again.
     pub started: bool,
     /// Frames that showed that the script is being taken care of.
@@ -240,6 +242,7 @@ impl<S: Socket, O: Output, F: Farewell> Conversation<'_, S, O, F> {
         } else if self.stopping.cause().is_some() {
             return Err(Lost::NotStarted.into());
         } else {
+            self.progress.sent = true;
             self.session.send_script(self.attempt.script.clone());
         }
         loop {

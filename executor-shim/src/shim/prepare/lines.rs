@@ -14,11 +14,17 @@ use crate::wire::message::Tools;
 #[derive(Debug, Default)]
 pub struct Lines {
     class: Option<String>,
-    node: Option<String>,
+    /// Pod and node.
+    place: Option<(String, String)>,
     message: Option<String>,
 }
 
 impl Lines {
+    /// Goes on where the class has been told already, if it has.
+    pub fn after(class: Option<String>) -> Self {
+        Self { class, ..Self::default() }
+    }
+
     /// Lines on what is new in the status of the job.
     pub fn on(&mut self, job: &str, status: &CiJobStatus, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
@@ -33,11 +39,12 @@ impl Lines {
             lines.push(line);
         }
         let pod = status.pod.as_ref();
-        if let Some((name, node)) = pod.and_then(|pod| Some((&pod.name, pod.node.as_ref()?)))
-            && self.node.as_ref() != Some(node)
+        let place = pod.and_then(|pod| Some((pod.name.clone(), pod.node.clone()?)));
+        if let Some((name, node)) =
+            place.filter(|place| status.loss().is_none() && self.place.as_ref() != Some(place))
         {
             lines.push(format!("Pod {name} starts on node {node}"));
-            self.node = Some(node.clone());
+            self.place = Some((name, node));
         }
         lines
     }

@@ -5,11 +5,13 @@ mod lines;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
 use roadstead_crds::{CiJob, CiJobStatus, Phase};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::shim::cli::Options;
-use crate::shim::cluster::Cluster;
+use crate::shim::cluster::{Cluster, persistently};
 use crate::shim::env::RunnerEnv;
 use crate::shim::exec::connect::{Connector, Exec};
 use crate::shim::exec::link::{Link, LinkEvent};
@@ -26,6 +28,9 @@ use lines::Lines;
 
 /// What a start, or the wait for room, may take beyond the class's limit, after which the operator ends the job itself.
 const MARGIN: Duration = Duration::from_secs(60);
+
+/// How long the API server may take to hear that another pod is wanted.
+const REPLACE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Timeouts in seconds where the operator's are not known.
 const DEFAULT_QUEUE: i64 = 3_300;
@@ -56,12 +61,34 @@ pub async fn wait<O: Output>(
     state: &mut State,
     log: &mut O,
 ) -> Result<(), Failure> {
+    wait_saying(Lines::default(), cluster, file, state, log).await
+}
+
+/// Does the same for the pod that takes the place of the one that the job has lost, and asks for it.
+pub async fn wait_for_another<O: Output>(
+    cluster: &Cluster,
+    file: &StateFile,
+    state: &mut State,
+    log: &mut O,
+) -> Result<(), Failure> {
+    // What the job is has been told before.
+    wait_saying(Lines::after(state.class.clone()), cluster, file, state, log).await
+}
+
+async fn wait_saying<O: Output>(
+    lines: Lines,
+    cluster: &Cluster,
+    file: &StateFile,
+    state: &mut State,
+    log: &mut O,
+) -> Result<(), Failure> {
     let name = state.cijob.clone();
     let watch = Watch::start(cluster.cijobs(&state.namespace), name, state.cijob_uid.clone(), None);
     let mut start = Start {
+        cluster,
         state,
         watch,
-        lines: Lines::default(),
+        lines,
         log,
         status: None,
         trouble: None,
@@ -93,11 +120,12 @@ pub async fn wait<O: Output>(
 enum Reached {
     /// Both agents have answered.
     Both(Box<Hello>, Box<Hello>),
-    /// The job has got another pod meanwhile.
+    /// The job has got another pod meanwhile, or is about to.
     OtherPod,
 }
 
 struct Start<'a, O> {
+    cluster: &'a Cluster,
     state: &'a mut State,
     watch: Watch,
     lines: Lines,
@@ -125,7 +153,8 @@ impl<O: Output> Start<'_, O> {
 
     /// The pod, as soon as it is known which one it is and it has a node.
     fn target(&self) -> Option<Target> {
-        let pod = self.status.as_ref()?.pod.as_ref()?;
+        let status = self.status.as_ref().filter(|status| status.loss().is_none())?;
+        let pod = status.pod.as_ref()?;
         pod.node.as_ref()?;
         Some(Target { name: pod.name.clone(), uid: pod.uid.clone()? })
     }
@@ -171,8 +200,40 @@ impl<O: Output> Start<'_, O> {
         if status.phase.is_some_and(Phase::is_final) {
             return Err(Failure::of_job(status.reason, status.message.as_deref()));
         }
+        if let Some(lost) = status.loss()
+            && job.spec.replace.as_ref() != Some(&lost.name)
+        {
+            self.replace(&lost.name.clone()).await?;
+        }
         self.status = Some(status);
         Ok(())
+    }
+
+    /// Asks for a pod in the place of that one.
+    async fn replace(&mut self, lost: &str) -> Result<(), Failure> {
+        self.log
+            .line(&format!("Pod {lost} is lost; nothing is missing in another one, which takes its place"))
+            .await;
+        // The time for the start begins anew.
+        self.since = Instant::now();
+        let api = self.cluster.cijobs(&self.state.namespace);
+        let mut patch = json!({ "spec": { "replace": lost } });
+        if let Some(uid) = &self.state.cijob_uid {
+            // The API server refuses the patch for any other object of the name.
+            patch["metadata"] = json!({ "uid": uid });
+        }
+        let (patch, params) = (Patch::Merge(patch), PatchParams::default());
+        let sent =
+            persistently(Instant::now() + REPLACE_WITHIN, || api.patch(&self.state.cijob, &params, &patch))
+                .await;
+        let what = format!("ask for another pod of the CiJob {}", self.state.cijob);
+        sent.map(drop).map_err(|error| Failure::system(error.sentence(&what)))
+    }
+
+    /// Whether the pod is none of the job's any more.
+    fn is_over(&self, target: &Target) -> bool {
+        let lost = self.status.as_ref().is_some_and(|status| status.loss().is_some());
+        lost || self.target().is_some_and(|now| now != *target)
     }
 
     fn is_running(&self) -> bool {
@@ -222,7 +283,7 @@ impl<O: Output> Start<'_, O> {
                 biased;
                 seen = self.watch.next() => {
                     self.take(seen).await?;
-                    if self.target().is_some_and(|now| now != *target) {
+                    if self.is_over(target) {
                         return Ok(Reached::OtherPod);
                     }
                     let running = self.is_running();

@@ -124,6 +124,7 @@ fn signal_name(signal: i32) -> String {
 fn job_ended(end: &JobEnd) -> Failure {
     match end {
         JobEnd::Deleted => Failure::system("the job's CiJob was deleted while the job ran"),
+        JobEnd::PodLost { reason, message } => Failure::of_job(Some(*reason), Some(message)),
         JobEnd::Final { reason, message } => Failure::of_job(*reason, message.as_deref()),
     }
 }

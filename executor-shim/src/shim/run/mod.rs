@@ -20,13 +20,14 @@ use crate::shim::exec::connect::Exec;
 use crate::shim::exec::conversation::{Attempt, Progress, Stopping};
 use crate::shim::exit::{self, End, Failure};
 use crate::shim::joblog::{JobLog, Output};
+use crate::shim::prepare;
 use crate::shim::random;
 use crate::shim::signals::Interrupt;
 use crate::shim::stage::Stage;
 use crate::shim::state::{PodState, StageEnd, StageRecord, State, StateFile};
 use tokio_tungstenite::tungstenite::Bytes;
 
-use attempts::Attempts;
+use attempts::{Attempts, Next};
 use explain::explain;
 use limit::Limit;
 use oversight::CiJobOversight;
@@ -116,21 +117,47 @@ pub async fn run_section<O: Output>(
     let mut stopping = Stopping::new(interrupt, grace(known));
     let mut begun = 0;
     loop {
+        let Round { verdict, sent, end } =
+            run_once(cluster, file, known, &section, log, &mut stopping).await?;
         begun += 1;
-        let (verdict, end) = run_once(cluster, file, known, &section, log, &mut stopping).await?;
         let failure = match &end {
-            End::Failed(failure) if attempts.again(begun, &verdict) => failure,
+            End::Failed(failure) => failure,
             _ => return Ok(end),
         };
-        let (next, most) = (begun + 1, attempts.most);
-        let sentence = &failure.sentence;
-        log.line(&format!("{sentence}; the stage {} is tried again ({next} of {most})", stage.name())).await;
-        tokio::select! {
-            biased;
-            _ = stopping.next(false) => return Ok(End::Interrupted),
-            () = tokio::time::sleep(BEFORE_ANOTHER) => {}
+        match attempts.next((begun, sent), stage, known, &verdict) {
+            Next::Nowhere => return Ok(end),
+            Next::SamePod => {
+                let (next, most, name) = (begun + 1, attempts.most, stage.name());
+                let sentence = &failure.sentence;
+                log.line(&format!("{sentence}; the stage {name} is tried again ({next} of {most})")).await;
+                tokio::select! {
+                    biased;
+                    _ = stopping.next(false) => return Ok(End::Interrupted),
+                    () = tokio::time::sleep(BEFORE_ANOTHER) => {}
+                }
+            }
+            Next::OtherPod => {
+                begun -= u32::from(!sent);
+                // It asks for the other pod, and tells what becomes of that.
+                let moved = tokio::select! {
+                    biased;
+                    _ = stopping.next(false) => return Ok(End::Interrupted),
+                    moved = prepare::wait_for_another(cluster, file, known, log) => moved,
+                };
+                if let Err(failure) = moved {
+                    return Ok(failure.into());
+                }
+            }
         }
     }
+}
+
+/// What a script that was begun once came to.
+struct Round {
+    verdict: Verdict,
+    /// Whether it may have been started.
+    sent: bool,
+    end: End,
 }
 
 /// Begins a script once, and records how it went.
@@ -141,7 +168,7 @@ async fn run_once<O: Output>(
     section: &Section<'_>,
     log: &mut O,
     stopping: &mut Stopping,
-) -> Result<(Verdict, End), Failure> {
+) -> Result<Round, Failure> {
     let pod = pod_of(known)?;
     let stage = section.stage;
     let limit = Limit::of(known, stage);
@@ -192,7 +219,7 @@ async fn run_once<O: Output>(
         // The stage has run; only the report on the job will not know of it.
         tracing::warn!(%error, "cannot note the end of the stage");
     }
-    Ok((verdict, end))
+    Ok(Round { verdict, sent: progress.sent, end })
 }
 
 fn seconds(value: Option<i64>, default: i64) -> Duration {

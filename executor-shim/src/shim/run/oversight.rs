@@ -43,6 +43,9 @@ impl Oversight for CiJobOversight {
 }
 
 fn end(status: &roadstead_crds::CiJobStatus) -> Option<JobEnd> {
-    let is_final = status.phase.is_some_and(roadstead_crds::Phase::is_final);
-    is_final.then(|| JobEnd::Final { reason: status.reason, message: status.message.clone() })
+    if status.phase.is_some_and(roadstead_crds::Phase::is_final) {
+        return Some(JobEnd::Final { reason: status.reason, message: status.message.clone() });
+    }
+    let lost = status.loss()?;
+    Some(JobEnd::PodLost { reason: lost.reason, message: lost.message.clone() })
 }

@@ -50,6 +50,13 @@ pub enum JobEnd {
         /// Why, in a sentence.
         message: Option<String>,
     },
+    /// Its pod was taken from it. Another one may take its place.
+    PodLost {
+        /// Why, in a word.
+        reason: Reason,
+        /// Why, in a sentence.
+        message: String,
+    },
     /// It was deleted.
     Deleted,
 }

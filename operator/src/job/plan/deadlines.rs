@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use roadstead_crds::Reason;
 use roadstead_crds::jobclass::Timeouts;
-use roadstead_crds::status::condition;
+use roadstead_crds::status::{LostPod, condition};
 
 use super::{AT_ONCE, Planner};
 use crate::job::status;
@@ -63,8 +63,21 @@ impl Planner<'_> {
         let room = status.start.room_ms.map(|after| {
             timeouts::later(self.observed.job.spec.request.requested_at.0, SignedDuration::from_millis(after))
         });
-        let since = created.or(room).or_else(|| status::since(status, condition::ADMITTED))?;
+        let lost = status.lost_pod.as_ref().map(|lost| lost.since.0);
+        let since = created.or(lost).or(room).or_else(|| status::since(status, condition::ADMITTED))?;
         Some(timeouts::after(since, status.timeouts.as_ref()?.start_seconds))
+    }
+
+    /// Until when the shim may ask for another pod in the place of the lost one: as long as a pod
+    /// waits for a client.
+    pub(super) fn replacement_deadline(&self, lost: &LostPod) -> Timestamp {
+        let granted = self.draft.status.timeouts.as_ref().map(|timeouts| timeouts.orphan_seconds);
+        timeouts::after(lost.since.0, granted.unwrap_or_default())
+    }
+
+    /// When the job's own time is up.
+    pub(super) fn job_deadline(&self) -> Timestamp {
+        timeouts::later(timeouts::after(self.born(), self.job_seconds()), timeouts::BEHIND_RUNNER)
     }
 
     /// Until when the kubelet may try again to start a container.

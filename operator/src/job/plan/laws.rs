@@ -33,6 +33,10 @@ enum Happening {
         owned: bool,
     },
     RoomChanges(Room),
+    /// The shim asks for a pod in the place of the lost one.
+    Replace,
+    /// Somebody removes the status while the job's pod is there.
+    StatusRemoved,
     JobDeleted,
 }
 
@@ -103,8 +107,16 @@ impl World {
     fn observe(&self) -> Observed {
         let status = self.job.status.as_ref();
         let over = status.and_then(|status| status.phase).is_some_and(Phase::is_final);
-        let recorded = status.and_then(|status| status.pod.as_ref()).filter(|_| !over);
+        let lost = status.is_some_and(|status| status.loss().is_some());
+        let recorded = status.and_then(|status| status.pod.as_ref()).filter(|_| !over && !lost);
+        let identity = Identity::of(&self.job).unwrap();
+        let visible: Vec<_> =
+            self.pods.iter().filter(|pod| !self.hides(pod)).cloned().map(Arc::new).collect();
+        let forgotten = forgotten(status, &identity, &visible).filter(|_| !over);
         let current = match recorded {
+            None if forgotten.is_some() => {
+                Current::Present { pod: Arc::clone(forgotten.unwrap()), watched: true }
+            }
             None => Current::Unknown,
             Some(recorded) => {
                 match self.pods.iter().find(|pod| pod.metadata.name.as_ref() == Some(&recorded.name)) {
@@ -114,13 +126,12 @@ impl World {
                 }
             }
         };
-        let mut pods: Vec<_> =
-            self.pods.iter().filter(|pod| !self.hides(pod)).cloned().map(Arc::new).collect();
+        let mut pods = visible.clone();
         if let Current::Present { pod, watched: false } = &current {
             pods.push(Arc::clone(pod));
         }
         Observed {
-            identity: Identity::of(&self.job).unwrap(),
+            identity,
             job: Arc::new(self.job.clone()),
             classes: self.classes.clone(),
             pods,
@@ -237,8 +248,15 @@ impl World {
         }
         let attempt = |status: &CiJobStatus| status.pod.as_ref().map_or(0, |pod| pod.attempt);
         let uid = |status: &CiJobStatus| status.pod.as_ref().and_then(|pod| pod.uid.clone());
-        if uid(before).is_some() {
+        let replaced = before.loss().is_some_and(|lost| self.job.spec.replace.as_ref() == Some(&lost.name));
+        if uid(before).is_some() && !(replaced && attempt(&planned.status) == attempt(before) + 1) {
             prop_assert_eq!(uid(before), uid(&planned.status), "the pod's UID changed");
+        }
+        if before.lost_pod.is_some() {
+            prop_assert_eq!(&before.lost_pod, &planned.status.lost_pod, "a second pod is given up");
+        }
+        if before.loss().is_some() && !replaced {
+            prop_assert_eq!(attempt(&planned.status), attempt(before), "nobody has asked for another pod");
         }
         let created: Vec<_> = planned
             .actions
@@ -324,6 +342,22 @@ impl World {
                 }
             }
             Happening::RoomChanges(room) => self.room = room,
+            Happening::Replace => {
+                let lost = self.job.status.as_ref().and_then(CiJobStatus::loss).map(|lost| lost.name.clone());
+                self.job.spec.replace = self.job.spec.replace.take().or(lost);
+            }
+            Happening::StatusRemoved => {
+                let over =
+                    self.job.status.as_ref().and_then(|status| status.phase).is_some_and(Phase::is_final);
+                let identity = Identity::of(&self.job).unwrap();
+                let there = |pod: &Pod| {
+                    identity.owns(pod) && pod.metadata.deletion_timestamp.is_none() && !self.hides(pod)
+                };
+                if !over && self.pods.iter().any(there) {
+                    self.job.status = None;
+                    self.reconcile(Fate::Done)?;
+                }
+            }
             Happening::JobDeleted => self.job.metadata.deletion_timestamp = Some(Time(self.now)),
         }
         Ok(())
@@ -421,6 +455,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         8 => change.prop_map(Happening::PodChanges),
         1 => any::<bool>().prop_map(|owned| Happening::Impostor { owned }),
         3 => room.prop_map(Happening::RoomChanges),
+        4 => Just(Happening::Replace),
+        1 => Just(Happening::StatusRemoved),
         1 => Just(Happening::JobDeleted),
     ];
     proptest::collection::vec(happening, 1..30)

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fixture::{self, at};
 
-const FIRST: &str = "cij-4711-0123456789-3f2a91bc-1";
-const SECOND: &str = "cij-4711-0123456789-3f2a91bc-2";
+pub(super) const FIRST: &str = "cij-4711-0123456789-3f2a91bc-1";
+pub(super) const SECOND: &str = "cij-4711-0123456789-3f2a91bc-2";
 
 fn observed(job: CiJob) -> Observed {
     let identity = Identity::of(&job).unwrap();
@@ -29,7 +29,7 @@ fn observed(job: CiJob) -> Observed {
 }
 
 /// The job after a plan, with this pod under the recorded name.
-fn then(job: &CiJob, plan: &Plan, pod: Option<Pod>) -> Observed {
+pub(super) fn then(job: &CiJob, plan: &Plan, pod: Option<Pod>) -> Observed {
     let job = CiJob { status: Some(plan.status.clone()), ..job.clone() };
     let pod = pod.map(Arc::new);
     let current = match &pod {
@@ -47,11 +47,11 @@ pub(super) fn plan_at(observed: &Observed, milliseconds: i64) -> Plan {
     plan(observed, &fixture::images(), at(milliseconds))
 }
 
-fn first_pod() -> Pod {
+pub(super) fn first_pod() -> Pod {
     fixture::pod(FIRST, "pod-uid-1", at(100))
 }
 
-fn running(pod: Pod) -> Pod {
+pub(super) fn running(pod: Pod) -> Pod {
     let up = |name: &str| {
         json!({"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "containerID": "c://1",
             "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}})
@@ -76,7 +76,7 @@ fn report(outcome: Outcome) -> JobReport {
 }
 
 /// A plan that leaves the job as it is.
-fn unchanged(job: &CiJob) -> Plan {
+pub(super) fn unchanged(job: &CiJob) -> Plan {
     Plan {
         status: job.status.clone().unwrap(),
         actions: vec![],
@@ -87,7 +87,7 @@ fn unchanged(job: &CiJob) -> Plan {
 }
 
 /// A job whose containers run, by way of every step before.
-fn started() -> Observed {
+pub(super) fn started() -> Observed {
     let job = fixture::job();
     let created = plan_at(&observed(job.clone()), 20);
     let seen = then(&job, &created, Some(running(first_pod())));
@@ -96,14 +96,14 @@ fn started() -> Observed {
     then(&job, &up, Some(running(first_pod())))
 }
 
-fn reporting(mut observed: Observed, outcome: Outcome) -> Observed {
+pub(super) fn reporting(mut observed: Observed, outcome: Outcome) -> Observed {
     let mut job = CiJob::clone(&observed.job);
     job.spec.report = Some(report(outcome));
     observed.job = Arc::new(job);
     observed
 }
 
-fn delete(grace: u32) -> Action {
+pub(super) fn delete(grace: u32) -> Action {
     Action::DeletePod { name: FIRST.to_owned(), uid: "pod-uid-1".to_owned(), grace }
 }
 
@@ -362,23 +362,6 @@ fn a_job_that_runs_too_long_is_ended_after_its_runner_had_the_chance() {
 }
 
 #[test]
-fn a_pod_that_goes_under_the_job() {
-    let mut gone = started();
-    (gone.current, gone.pods) = (Current::Absent, vec![]);
-    let plan = plan_at(&gone, 60_000);
-    assert_eq!(stands(&plan), (Some(Phase::Errored), Some(Reason::PodDeleted)));
-    assert!(plan.actions.is_empty());
-
-    let job = CiJob::clone(&started().job);
-    let same = unchanged(&job);
-    let mut deleted = running(first_pod());
-    deleted.metadata.deletion_timestamp = Some(Time(at(60_000)));
-    let plan = plan_at(&then(&job, &same, Some(deleted)), 60_000);
-    assert_eq!(stands(&plan), (Some(Phase::Errored), Some(Reason::PodDeleted)));
-    assert!(plan.actions.is_empty(), "it is being deleted already");
-}
-
-#[test]
 fn an_announced_disruption_is_noted_and_explains_the_end() {
     let announced = |pod: Pod| {
         let mut pod = running(pod);
@@ -391,7 +374,7 @@ fn an_announced_disruption_is_noted_and_explains_the_end() {
     let plan = plan_at(&then(&job, &same, Some(announced(first_pod()))), 60_000);
     assert_eq!(stands(&plan), (Some(Phase::Running), Some(Reason::Running)));
     assert!(status::is_true(&plan.status, condition::DISRUPTED));
-    let gone = plan_at(&then(&job, &plan, None), 70_000);
+    let gone = plan_at(&reporting(then(&job, &plan, None), Outcome::Errored), 70_000);
     assert_eq!(stands(&gone), (Some(Phase::Errored), Some(Reason::PodEvicted)));
 }
 
