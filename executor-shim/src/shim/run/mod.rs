@@ -120,10 +120,7 @@ pub async fn run_section<O: Output>(
         let Round { verdict, sent, end } =
             run_once(cluster, file, known, &section, log, &mut stopping).await?;
         begun += 1;
-        let failure = match &end {
-            End::Failed(failure) => failure,
-            _ => return Ok(end),
-        };
+        let End::Failed(failure) = &end else { return Ok(end) };
         match attempts.next((begun, sent), stage, known, &verdict) {
             Next::Nowhere => return Ok(end),
             Next::SamePod => {
