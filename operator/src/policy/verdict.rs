@@ -105,6 +105,7 @@ impl PodEnd {
             | Self::CannotStart(_)
             | Self::Terminated { .. }
             | Self::Ended(_)
+            | Self::StorageExceeded(_)
             | Self::Lost(_) => false,
         }
     }

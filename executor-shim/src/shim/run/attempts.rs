@@ -155,6 +155,7 @@ mod tests {
                 duration_ms: 0,
                 oom_kills: None,
                 peak_memory_bytes: None,
+                cpu_ms: None,
             };
             known.record(StageRecord { report, end: *end, message: None });
         }

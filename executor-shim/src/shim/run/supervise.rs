@@ -74,7 +74,7 @@ struct EndOfJob<'a, V>(&'a mut V);
 impl<V: Oversight> Farewell for EndOfJob<'_, V> {
     async fn reason(&mut self) -> String {
         match self.0.ended().await {
-            JobEnd::Final { message: Some(message), .. } => message,
+            JobEnd::Final { message: Some(message), .. } | JobEnd::PodLost { message, .. } => message,
             JobEnd::Final { message: None, .. } => "The job has ended.".to_owned(),
             JobEnd::Deleted => "The job's CiJob was deleted.".to_owned(),
         }
