@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, stream};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use roadstead_crds::JobClass;
 
@@ -33,8 +36,11 @@ pub use table::{Row, Table, Tally, Theirs};
 const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
 /// Longer than any of the jobs takes, its fault included.
 const DEADLINE: Duration = Duration::from_mins(4);
-/// What the cluster may take to come back, and to show what has happened.
+/// What the cluster may take to show what has happened.
 const SOON: Duration = Duration::from_secs(90);
+/// What the cluster may take to come back. kube-proxy waits up to a minute before it asks an API server again that was
+/// away repeatedly, and until then no pod reaches it.
+const BACK: Duration = Duration::from_secs(180);
 /// Looks at things of this process, or at a cluster that cannot be watched because it is coming back.
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -235,7 +241,7 @@ fn system_failure(outcome: &Outcome) -> bool {
 async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
     let began = Instant::now();
     let found = (fault.run)(site).await;
-    site.settle().await?;
+    site.settle(fault.alone && fault.needs_host).await?;
     site.remove_class().await?;
     let mut finding = match found {
         // Nothing but a wait for a job takes so long.
@@ -287,23 +293,26 @@ impl Site<'_> {
         format!("fault-{}", self.fault)
     }
 
-    /// Waits until the cluster answers and the operator is there again.
-    async fn settle(&self) -> Result<()> {
-        let until = tokio::time::Instant::now() + SOON;
+    /// Waits until the cluster answers and the operator is there again; where the cluster's own parts were away, until
+    /// the operator has reached it since.
+    async fn settle(&self, was_away: bool) -> Result<()> {
+        let until = tokio::time::Instant::now() + BACK;
+        let mut before = None;
         loop {
-            let why = match self.unsettled().await {
+            let why = match self.unsettled(was_away.then_some(&mut before)).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(why)) => why.to_owned(),
                 Err(error) => format!("{error:#}"),
             };
             if tokio::time::Instant::now() >= until {
-                bail!("the cluster did not come back within {SOON:?}: {why}");
+                bail!("the cluster did not come back within {BACK:?}: {why}");
             }
             tokio::time::sleep(SHORT * 4).await;
         }
     }
 
-    async fn unsettled(&self) -> Result<Option<&'static str>> {
+    /// Why it has not settled yet. `before` is when the operator's Lease was renewed before anybody looked.
+    async fn unsettled(&self, before: Option<&mut Option<MicroTime>>) -> Result<Option<&'static str>> {
         let ready = http::Request::get("/readyz").body(vec![])?;
         self.bench.client.request_text(ready).await.context("the API server is not ready")?;
         let operator = ListParams::default().labels(components::OPERATOR);
@@ -313,7 +322,16 @@ impl Site<'_> {
             let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
             conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
         };
-        Ok((!pods.items.iter().any(ready)).then_some("no operator is ready"))
+        if !pods.items.iter().any(ready) {
+            return Ok(Some("no operator is ready"));
+        }
+        let Some(before) = before else { return Ok(None) };
+        let leases: Api<Lease> = Api::namespaced(self.bench.client.clone(), self.bench.system_namespace());
+        // It is named as the Deployment is.
+        let lease = leases.get(&self.bench.release().operator()).await.context("cannot read the Lease")?;
+        let renewed = lease.spec.and_then(|spec| spec.renew_time).context("nobody holds the Lease")?;
+        let first = before.get_or_insert_with(|| renewed.clone());
+        Ok((*first == renewed).then_some("the operator does not reach it"))
     }
 }
 
