@@ -3,8 +3,10 @@
 
 mod components;
 mod executor;
+mod hands;
 mod judge;
 mod lifecycle;
+mod losses;
 mod node;
 mod objects;
 mod streams;
@@ -107,12 +109,16 @@ struct Finding {
 
 /// All faults, in the order in which they are run.
 pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
-    streams::FAULTS
-        .iter()
-        .chain(lifecycle::FAULTS)
-        .chain(objects::FAULTS)
-        .chain(node::FAULTS)
-        .chain(components::FAULTS)
+    let groups = [
+        streams::FAULTS,
+        lifecycle::FAULTS,
+        losses::FAULTS,
+        objects::FAULTS,
+        hands::FAULTS,
+        node::FAULTS,
+        components::FAULTS,
+    ];
+    groups.into_iter().flatten()
 }
 
 /// The faults by name, with what happens and what a job must come to.

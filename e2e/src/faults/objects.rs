@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
-use roadstead_crds::Reason;
+use roadstead_crds::{CiJob, Reason};
 use serde_json::{Value, json};
 
 use super::judge::{BEGIN, Load, ended, longest_silence};
-use super::{DEADLINE, EVERY_BYTE, Fault, Finding, SHORT, SOON, Site, system_failure};
+use super::{DEADLINE, Fault, Finding, SHORT, SOON, Site, system_failure};
 use crate::exec::capture;
 
 /// The faults.
@@ -44,8 +44,8 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "status-removed",
-        what: "somebody removes the CiJob's status while the job runs",
-        right: EVERY_BYTE,
+        what: "somebody removes the CiJob's status while the job runs and its class is full",
+        right: "succeeds with every byte, in the same pod, and the script runs once",
         needs_host: false,
         alone: false,
         not_theirs: Some("it has no object for a job"),
@@ -159,16 +159,30 @@ async fn registry_down(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn status_removed(site: &Site<'_>) -> Result<Finding> {
+    // The job itself is all that its class has room for.
+    let class = site.class(|class| class.spec.concurrency.max = Some(1)).await?;
     let spec = SHORT_LOAD.script(site.job()?);
-    let job = site.start(&spec).await?;
+    let job = site.start_in(&class, &spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
-    let name = site.bench.cijob_of(spec.id).await?.metadata.name.unwrap_or_default();
+    let before = site.bench.cijob_of(spec.id).await?;
+    let name = before.metadata.name.unwrap_or_default();
+    let before = before.status.and_then(|status| status.pod).context("the job has no pod")?;
     let nothing = Patch::Merge(json!({"status": null}));
     site.bench
         .cijobs()
         .patch_status(&name, &PatchParams::default(), &nothing)
         .await
         .context("cannot remove the status")?;
+    let there = |job: Option<&CiJob>| {
+        let pod = job.and_then(|job| job.status.as_ref()?.pod.as_ref());
+        pod.is_some_and(|pod| pod.node.is_some())
+    };
+    let after = site.bench.wait_cijob(&name, "in a pod again", SOON, there).await?;
     let recovery = longest_silence(&job).await?;
-    Ok(SHORT_LOAD.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery)))
+    let mut finding = SHORT_LOAD.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery));
+    let after = after.status.and_then(|status| status.pod);
+    if after.as_ref() != Some(&before) {
+        finding.wrong.push(format!("it was in {before:?} and is in {after:?}"));
+    }
+    Ok(finding)
 }
