@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::await_condition;
-use roadstead_crds::Reason;
+use roadstead_crds::{Reason, labels};
 use serde_json::json;
 
 use super::components::Back;
@@ -76,8 +76,8 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
-/// How soon after the cluster knows it the job log has to say it: 2 s, and what a busy machine adds. The kubelet takes a
-/// second of it to tell the containers.
+/// How soon after the cluster knows it the job log has to say it: the kubelet looks at a pod once a second, for one that has
+/// just begun it may need a second look, and only then it tells the containers. The rest is for the shim and a busy machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(4);
 
 /// A line of 10 numbers every 0.2 s, for 3 s.
@@ -190,11 +190,14 @@ async fn node_drained(site: &Site<'_>) -> Result<Finding> {
     let job = site.start(&spec).await?;
     job.wait_log("running", DEADLINE).await?;
     let pod = site.pod_of(spec.id).await?;
-    let mark = Patch::Merge(json!({"metadata": {"labels": {"drained": spec.id.to_string()}}}));
-    site.pods().patch(&pod, &PatchParams::default(), &mark).await.context("cannot mark the pod")?;
     let cluster = &site.bench.cluster;
     let _open = Uncordoned(site);
-    let selector = format!("--pod-selector=drained={}", spec.id);
+    let label = if site.is_ours() { labels::JOB_ID } else { "drained" };
+    if !site.is_ours() {
+        let mark = Patch::Merge(json!({"metadata": {"labels": {label: spec.id.to_string()}}}));
+        site.pods().patch(&pod, &PatchParams::default(), &mark).await.context("cannot mark the pod")?;
+    }
+    let selector = format!("--pod-selector={label}={}", spec.id);
     let mut drain = tokio::process::Command::from(cluster.kubectl([
         "drain",
         &cluster.node,
@@ -262,7 +265,7 @@ async fn storage_exceeded(site: &Site<'_>) -> Result<Finding> {
     let job = site.start_with_limit(&spec, "ephemeral-storage", "32Mi").await?;
     job.wait_log("running", DEADLINE).await?;
     let pod = site.pod_of(spec.id).await?;
-    let words = "32Mi";
+    let words = "wrote more than its limit of 32Mi";
     let after = told(site, &job, &pod, words).await?;
     let since = Instant::now();
     let result = job.finish(DEADLINE).await?;
