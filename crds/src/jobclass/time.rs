@@ -61,8 +61,9 @@ pub struct Timeouts {
     #[schemars(range(min = 1, max = 31_536_000))]
     pub after_script_seconds: Option<i64>,
 
-    /// Time between SIGTERM and SIGKILL when a stage is stopped. Keep it well below gitlab-runner's
-    /// `graceful_kill_timeout`.
+    /// Time between SIGTERM and SIGKILL when a stage is stopped, and when the cluster ends the pod. In
+    /// the latter case the last two seconds, or half of it where it is shorter than four, are for
+    /// noting how the script ended. Keep it well below gitlab-runner's `graceful_kill_timeout`.
     #[serde(default = "default_grace_seconds")]
     #[schemars(range(min = 0, max = 240))]
     pub termination_grace_seconds: i64,

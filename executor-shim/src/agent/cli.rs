@@ -8,11 +8,14 @@ use thiserror::Error;
 
 /// What may be typed. Options for tests are left out, and what the agent types itself.
 pub(super) const USAGE: &str = "stage-agent install DIR | serve --container NAME --orphan-seconds N \
-     [--install DIR] [--spool-bytes N] | attach | --version";
+     [--grace-seconds N] [--install DIR] [--spool-bytes N] | attach | --version";
 
 /// How long a pod may be without a client after a failed stage: gitlab-runner waits up to five
 /// minutes before it tries a stage again.
 const FAILED_ORPHAN_MS: u64 = 330_000;
+
+/// What a class gives that does not say.
+const GRACE_MS: u64 = 10_000;
 
 /// Undelivered output that is kept on disk before the script has to wait.
 const SPOOL_BYTES: u64 = 256 * 1024 * 1024;
@@ -46,6 +49,8 @@ pub(super) struct ServeOptions {
     pub orphan_ms: u64,
     /// The least of the same after a failed stage.
     pub failed_orphan_ms: u64,
+    /// Between SIGTERM and SIGKILL for this process when the container is ended from outside.
+    pub grace_ms: u64,
     /// Where to copy the binary to first.
     pub install: Option<PathBuf>,
     /// Bound of undelivered output.
@@ -69,6 +74,7 @@ impl Default for ServeOptions {
             container: String::new(),
             orphan_ms: 0,
             failed_orphan_ms: FAILED_ORPHAN_MS,
+            grace_ms: GRACE_MS,
             install: None,
             spool_bytes: SPOOL_BYTES,
             heartbeat_ms: u64::try_from(crate::wire::HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
@@ -139,6 +145,10 @@ fn serve(mut args: impl Iterator<Item = OsString>) -> Result<ServeOptions, Usage
             Some("--orphan-seconds") => {
                 orphan_ms = Some(number("--orphan-seconds", args.next())?.saturating_mul(1000));
             }
+            Some("--grace-seconds") => {
+                options.grace_ms = number("--grace-seconds", args.next())?.saturating_mul(1000);
+            }
+            Some("--grace-ms") => options.grace_ms = number("--grace-ms", args.next())?,
             Some("--install") => options.install = Some(path("--install", args.next())?),
             Some("--spool-bytes") => options.spool_bytes = number("--spool-bytes", args.next())?,
             Some("--orphan-ms") => orphan_ms = Some(number("--orphan-ms", args.next())?),
@@ -199,10 +209,12 @@ mod tests {
 
     #[test]
     fn what_the_pod_types_is_understood() {
-        let line = "serve --container helper --orphan-seconds 120 --install /.roadstead/agent";
+        let line =
+            "serve --container helper --orphan-seconds 120 --grace-seconds 45 --install /.roadstead/agent";
         let Ok(Invocation::Serve(options)) = read(line) else { panic!("not understood") };
         assert_eq!(options.container, "helper");
         assert_eq!(options.orphan_ms, 120_000);
+        assert_eq!(options.grace_ms, 45_000);
         assert_eq!(options.install, Some("/.roadstead/agent".into()));
         assert_eq!(options.run_dir, PathBuf::from("/.roadstead/run"));
         assert!(!options.any_peer);
@@ -222,6 +234,7 @@ mod tests {
             ("install a b", UsageError::Unexpected("b".into())),
             ("serve --orphan-seconds 1", UsageError::Missing("--container")),
             ("serve --container build", UsageError::Missing("--orphan-seconds")),
+            ("serve --container build --grace-seconds x", UsageError::NoNumber("--grace-seconds")),
             ("serve --container", UsageError::NoValue("--container")),
             ("serve --container build --orphan-seconds -1", UsageError::NoNumber("--orphan-seconds")),
             ("attach x", UsageError::Unexpected("x".into())),

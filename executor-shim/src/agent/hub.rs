@@ -33,10 +33,8 @@ const PATIENCE_MS: u64 = 30_000;
 /// Most connections at a time.
 const CLIENTS: usize = 64;
 
-/// Between SIGTERM and SIGKILL for a script when the container is ended from outside.
-const GRACE_MS: u64 = 10_000;
-
-/// How long clients may then take to read the end of it.
+/// How long clients may take to read the end of a script with which the container ends. Of the container's grace this
+/// much is kept from the script, or half of it where it is short: with this process would go the record of the end.
 const FAREWELL_MS: u64 = 2_000;
 
 /// How long no connection is taken after one could not be.
@@ -189,9 +187,10 @@ impl Hub {
                 Wish::Reap => reap::reap(self.stage.as_mut(), now, &mut self.buffer),
                 Wish::End(code) if self.leaving.is_none() => {
                     log::say(format_args!("the container is being ended"));
-                    self.leaving = Some(Leaving { code, kill: now.plus(GRACE_MS), at: None });
+                    let grace_ms = scripts_part(self.options.grace_ms);
+                    self.leaving = Some(Leaving { code, kill: now.plus(grace_ms), at: None });
                     if let Some(stage) = &mut self.stage {
-                        stage.leave(now, GRACE_MS);
+                        stage.leave(now, grace_ms);
                     }
                 }
                 Wish::End(_) | Wish::Nothing => {}
@@ -405,5 +404,24 @@ impl Hub {
         let leaving = self.leaving.as_mut()?;
         let at = *leaving.at.get_or_insert(now.plus(FAREWELL_MS));
         (!reading || at <= now).then_some(leaving.code)
+    }
+}
+
+/// What a script has of its container's grace.
+fn scripts_part(grace_ms: u64) -> u64 {
+    grace_ms - FAREWELL_MS.min(grace_ms / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_of_a_scripts_end_has_its_part_of_the_grace() {
+        for (grace_ms, script_ms) in
+            [(0, 0), (1_000, 500), (4_000, 2_000), (10_000, 8_000), (240_000, 238_000)]
+        {
+            assert_eq!(scripts_part(grace_ms), script_ms);
+        }
     }
 }

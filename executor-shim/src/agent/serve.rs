@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{geteuid, getpid};
 use roadstead_crds::labels;
@@ -67,6 +68,12 @@ fn set_up(options: ServeOptions) -> Result<Hub, SetUpError> {
     // The lowest number: some shells know descriptors of one digit only.
     let slot = Slot::reserve().map_err(SetUpError::Slot)?;
     let signals = signals::open().map_err(SetUpError::Signals)?;
+    // A core file of what crashes would leave the job's variables on a disk. A script that wants one can have it.
+    if let Err(error) =
+        getrlimit(Resource::RLIMIT_CORE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_CORE, 0, most))
+    {
+        log::say(format_args!("cannot forgo core files: {error}"));
+    }
     if let Some(dir) = &options.install {
         install::install(dir).map_err(|error| SetUpError::Install(dir.display().to_string(), error))?;
     }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use executor_shim::wire::frame::Kind;
 use executor_shim::wire::message::{RefusalReason, Work};
@@ -160,6 +161,24 @@ fn who_is_outside_ends_it_in_order() {
     container.socket();
     kill(Pid::from_raw(container.init), Signal::SIGINT).unwrap();
     assert_eq!(container.exit_code(), Some(130));
+}
+
+#[test]
+fn the_record_of_a_script_that_does_not_listen_is_read_before_the_containers_grace_is_over() {
+    let mut container = Container::with("build", &["--grace-ms", "3000"], "exec \"$@\"");
+    let mut session = Session::new("trap '' TERM; echo ready; while :; do sleep 0.02; done");
+    let mut connection = container.connect();
+    session.begin(&mut connection);
+    session.read_until(&mut connection, "ready");
+    let start = Instant::now();
+    kill(Pid::from_raw(container.init), Signal::SIGTERM).unwrap();
+    let warning = connection.any_frame().unwrap();
+    assert_eq!(warning.kind, Kind::Heartbeat);
+    assert!((1..=1_500).contains(&warning.offset), "{} ms are left", warning.offset);
+    let record = session.finish(&mut connection);
+    assert!(start.elapsed() >= Duration::from_millis(1_500));
+    assert!(record.error.unwrap().contains("ended from outside"));
+    assert_eq!(container.exit_code(), Some(143));
 }
 
 #[test]

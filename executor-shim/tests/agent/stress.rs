@@ -60,3 +60,17 @@ fn an_agent_without_standard_streams_works() {
     let record = session.all(&mut agent.connect());
     assert_eq!((record.code, session.out().as_str()), (Some(0), "one\ncat 1\n"));
 }
+
+#[test]
+fn what_crashes_leaves_no_core_file_unless_the_script_wants_one() {
+    let agent = limited("ulimit -S -c unlimited 2>/dev/null || ulimit -S -c $(ulimit -H -c)");
+    let mut session = Session::new("ulimit -S -c; ulimit -S -c $(ulimit -H -c); ulimit -S -c; ulimit -H -c");
+    assert_eq!(session.all(&mut agent.connect()).code, Some(0), "{}", session.err());
+    let out = session.out();
+    let limits: Vec<_> = out.lines().collect();
+    let [first, raised, most] = limits.as_slice() else { panic!("{out}") };
+    assert_eq!((*first, raised), ("0", most));
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", agent.child.id())).unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(own.split_whitespace().next(), Some("0"), "{own}");
+}

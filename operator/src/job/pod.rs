@@ -15,6 +15,7 @@ use roadstead_crds::labels::{
     AGENT_CONTAINER, AGENT_IMAGE_PATH, AGENT_PATH, BUILD_CONTAINER, HELPER_CONTAINER, MANAGER,
 };
 use roadstead_crds::request::{JobRequest, PullPolicy};
+use roadstead_crds::status::EffectiveTimeouts;
 use roadstead_crds::{GROUP, JobClassSpec, VERSION, labels};
 
 use crate::job::Identity;
@@ -148,22 +149,13 @@ fn agent(order: Order<'_>) -> Container {
 }
 
 fn helper(order: Order<'_>) -> Container {
-    let orphan = order.terms.timeouts.orphan_seconds;
+    let timeouts = &order.terms.timeouts;
     let (command, access) = match order.class.helper.agent {
-        AgentSource::Container => (wait_and_serve(HELPER_CONTAINER, orphan), Access::Read),
+        AgentSource::Container => (wait_and_serve(HELPER_CONTAINER, timeouts), Access::Read),
         AgentSource::HelperImage => {
-            let seconds = orphan.to_string();
-            let command = [
-                AGENT_IMAGE_PATH,
-                "serve",
-                "--install",
-                AGENT_DIR,
-                "--container",
-                HELPER_CONTAINER,
-                "--orphan-seconds",
-                &seconds,
-            ];
-            (strings(command), Access::Write)
+            let mut command = strings([AGENT_IMAGE_PATH, "serve", "--install", AGENT_DIR]);
+            command.extend(serve_options(HELPER_CONTAINER, timeouts));
+            (command, Access::Write)
         }
     };
     let mut mounts = volumes::mounts(space(order), MountingContainer::Helper, access);
@@ -188,7 +180,7 @@ fn build_container(order: Order<'_>) -> Container {
         image_pull_policy: policy(
             image::pull_policies(request.image.as_ref(), &class.image).first().copied(),
         ),
-        command: Some(wait_and_serve(BUILD_CONTAINER, terms.timeouts.orphan_seconds)),
+        command: Some(wait_and_serve(BUILD_CONTAINER, &terms.timeouts)),
         env: Some(vec![pod_uid()]),
         security_context: as_user(order),
         lifecycle: class.pod.lifecycle.as_deref().cloned(),
@@ -212,13 +204,21 @@ fn common(order: Order<'_>, name: &str) -> Container {
 
 /// Waits for the agent with the shell that the image has, then becomes it. The shell is PID 1,
 /// for which a signal without a trap does nothing. Not every `sleep` knows fractions.
-fn wait_and_serve(container: &str, orphan_seconds: i64) -> Vec<String> {
+fn wait_and_serve(container: &str, timeouts: &EffectiveTimeouts) -> Vec<String> {
+    let options = serve_options(container, timeouts).join(" ");
     let script = format!(
         "trap 'exit 143' TERM INT; \
          until [ -x {AGENT_PATH} ]; do sleep 0.02 2>/dev/null || sleep 1; done; \
-         exec {AGENT_PATH} serve --container {container} --orphan-seconds {orphan_seconds}"
+         exec {AGENT_PATH} serve {options}"
     );
     vec!["/bin/sh".to_owned(), "-c".to_owned(), script]
+}
+
+/// What every agent is told.
+fn serve_options(container: &str, timeouts: &EffectiveTimeouts) -> [String; 6] {
+    let [orphan, grace] = [timeouts.orphan_seconds, timeouts.termination_grace_seconds];
+    let [orphan, grace] = [orphan.to_string(), grace.to_string()];
+    ["--container", container, "--orphan-seconds", &orphan, "--grace-seconds", &grace].map(str::to_owned)
 }
 
 /// The class's security context with the user that the job asks for, unless the class says which
