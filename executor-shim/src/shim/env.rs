@@ -99,6 +99,8 @@ impl RunnerEnv {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn env(vars: &[(&str, &str)]) -> RunnerEnv {
@@ -141,5 +143,27 @@ mod tests {
         assert_eq!(env.tmpdir(), Ok(PathBuf::from(odd())));
         assert_eq!(env.exit_codes().build_failure, 1);
         assert_eq!(env.job_variable("X"), None);
+    }
+
+    #[cfg(unix)]
+    proptest! {
+        /// Names and values are any bytes but zero, as the kernel has it.
+        #[test]
+        fn a_job_variable_is_its_text_or_nothing(
+            odd in prop::collection::vec((prop::collection::vec(1u8.., 0..12), prop::collection::vec(1u8.., 0..12)), 0..9),
+            name in "[A-Z_]{1,9}",
+            value in prop_oneof!["\\PC{0,9}".prop_map(String::into_bytes), prop::collection::vec(1u8.., 0..12)],
+        ) {
+            use std::os::unix::ffi::OsStringExt;
+            let prefixed = odd.iter().map(|(name, value)| ([b"CUSTOM_ENV_", &name[..]].concat(), value.clone()));
+            let own = (format!("CUSTOM_ENV_{name}").into_bytes(), value.clone());
+            let all = odd.iter().cloned().chain(prefixed).chain([own]);
+            let env = RunnerEnv::new(
+                all.map(|(name, value)| (OsString::from_vec(name), OsString::from_vec(value))),
+            );
+            let text = std::str::from_utf8(&value).ok().filter(|text| !text.is_empty());
+            prop_assert_eq!(env.job_variable(&name), text);
+            let _ = (env.tmpdir(), env.job_response_file(), env.exit_code_file(), env.exit_codes(), env.job());
+        }
     }
 }

@@ -288,6 +288,9 @@ impl JobResponse {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn parse(json: &str) -> Result<JobResponse, String> {
@@ -341,5 +344,153 @@ mod tests {
         let job =
             parse(r#"{"id":1,"image":{"name":"a","executor_opts":{"kubernetes":{"user":1000}}}}"#).unwrap();
         assert_eq!(job.image.executor_opts.kubernetes.user.0, "1000");
+    }
+
+    /// JSON of any shape, in which every text is a secret.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "s3cret.{0,9}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 5, |inner| {
+            let key = prop_oneof![known_key(), "s3cret.{0,5}"];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..5).prop_map(|fields| fields.into_iter().collect()),
+            ]
+        })
+    }
+
+    /// A key that means something somewhere.
+    fn known_key() -> impl Strategy<Value = String> {
+        let keys = [
+            "id",
+            "token",
+            "job_info",
+            "git_info",
+            "runner_info",
+            "variables",
+            "image",
+            "services",
+            "credentials",
+            "secrets",
+            "name",
+            "stage",
+            "project_id",
+            "project_full_path",
+            "pipeline_id",
+            "user_id",
+            "repo_url",
+            "ref",
+            "sha",
+            "ref_type",
+            "protected",
+            "timeout",
+            "key",
+            "value",
+            "masked",
+            "raw",
+            "pull_policy",
+            "executor_opts",
+            "kubernetes",
+            "user",
+            "password",
+        ];
+        prop::sample::select(keys.map(str::to_owned).to_vec())
+    }
+
+    fn any_job() -> impl Strategy<Value = Value> {
+        prop::collection::vec((known_key(), any_json()), 0..12).prop_map(|fields| {
+            let mut job: serde_json::Map<String, Value> = fields.into_iter().collect();
+            job.entry("id").or_insert_with(|| 7.into());
+            job.into()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn wrong_types_are_refused_in_one_line_without_a_value(job in any_job()) {
+            if let Err(error) = parse(&job.to_string()) {
+                prop_assert!(error.starts_with("the job response file /t/response.json "), "{error}");
+                prop_assert!(!error.contains("s3cret") && !error.contains('\n'), "{error}");
+            }
+        }
+
+        #[test]
+        fn null_is_as_good_as_absent(keys in prop::collection::btree_set(known_key(), 0..20)) {
+            let with = |inner: &Value| -> Value {
+                keys.iter().filter(|key| *key != "id").map(|key| (key.clone(), inner.clone())).collect()
+            };
+            let mut job = with(&Value::Null);
+            job["id"] = 7.into();
+            for place in ["job_info", "git_info", "runner_info"] {
+                job[place] = with(&Value::Null);
+            }
+            job["variables"] = json!([with(&Value::Null), {"key": "A", "value": "b"}]);
+            let options = json!({"kubernetes": with(&Value::Null)});
+            let mut image = with(&Value::Null);
+            image["executor_opts"] = options;
+            job["image"] = image;
+            let job = parse(&job.to_string());
+            prop_assert!(job.is_ok(), "{:?}", job.err());
+            let job = job.unwrap();
+            prop_assert_eq!((job.id, job.predefined("A"), job.token.as_str()), (7, Some("b"), ""));
+        }
+
+        #[test]
+        fn a_file_that_is_cut_anywhere_is_said_to_be_cut(job in any_job(), at: prop::sample::Index) {
+            // Under a key that is ignored: before the cut nothing can be of the wrong type.
+            let text = json!({"id": 7, "unknown": job}).to_string();
+            let at = at.index(text.len());
+            let error = JobResponse::parse(&text.as_bytes()[..at], Path::new("/t")).err();
+            match error {
+                Some(JobResponseError::CutOff { len, .. }) => prop_assert_eq!(len, at),
+                // Half of a number is read as a wrong one.
+                Some(JobResponseError::Malformed { .. }) => prop_assert!(b"-+.eE".contains(&text.as_bytes()[at - 1])),
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = JobResponse::parse(&bytes, Path::new("/t"));
+        }
+    }
+
+    #[test]
+    fn ten_megabytes_are_read() {
+        const LEN: usize = 10 * 1024 * 1024;
+        let long = "ä".repeat(LEN / 2);
+        let job = json!({"id": 1, "variables": [{"key": "LONG", "value": long}]}).to_string();
+        assert_eq!(parse(&job).unwrap().predefined("LONG").map(str::len), Some(LEN));
+        let many: Vec<_> = (0..LEN / 28).map(|n| json!({"key": format!("K{n:07}"), "value": "v"})).collect();
+        let job = json!({"id": 1, "variables": many}).to_string();
+        assert!(job.len() > LEN);
+        assert_eq!(parse(&job).unwrap().predefined("K0000031"), Some("v"));
+    }
+
+    #[test]
+    fn a_million_levels_are_refused_or_ignored_and_overflow_no_stack() {
+        const LEVELS: usize = 1_000_000;
+        let deep = format!("{}{}", "[".repeat(LEVELS), "]".repeat(LEVELS));
+        let objects = format!("{}1{}", r#"{"a":"#.repeat(LEVELS), "}".repeat(LEVELS));
+        for deep in [deep, objects] {
+            for place in [
+                "X",
+                r#"{"id":1,"token":X}"#,
+                r#"{"id":1,"image":{"executor_opts":{"kubernetes":{"user":X}}}}"#,
+            ] {
+                let error = parse(&place.replace('X', &deep)).err().unwrap();
+                assert!(error.contains("is not a job in JSON") || error.contains("has no id"), "{error}");
+            }
+            for place in
+                [r#"{"id":1,"unknown":X}"#, r#"{"id":1,"secrets":{"A":X}}"#, r#"{"id":1,"services":[X]}"#]
+            {
+                assert_eq!(parse(&place.replace('X', &deep)).map(|job| job.id), Ok(1), "{place}");
+            }
+        }
     }
 }
