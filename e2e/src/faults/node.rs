@@ -76,8 +76,9 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
-/// How soon after the cluster knows it the job log has to say it: the kubelet looks at a pod once a second, for one that has
-/// just begun it may need a second look, and only then it tells the containers. The rest is for the shim and a busy machine.
+/// How soon after the cluster knows it the job log has to say it. The kubelet takes up to two seconds of it to tell the
+/// containers (it works on a pod about once a second, and these have just begun), the shim 0.3 s; the rest is for a busy
+/// machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(4);
 
 /// A line of 10 numbers every 0.2 s, for 3 s.
