@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
@@ -244,6 +245,12 @@ fn system_failure(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::SystemFailure { .. })
 }
 
+/// Whether the kubelet calls the pod ready.
+fn is_ready(pod: Option<&Pod>) -> bool {
+    let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
 async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
     let began = Instant::now();
     let found = (fault.run)(site).await;
@@ -324,11 +331,7 @@ impl Site<'_> {
         let operator = ListParams::default().labels(components::OPERATOR);
         let pods =
             self.bench.system_pods().list(&operator).await.context("cannot list the operator's pods")?;
-        let ready = |pod: &k8s_openapi::api::core::v1::Pod| {
-            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-            conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
-        };
-        if !pods.items.iter().any(ready) {
+        if !pods.items.iter().any(|pod| is_ready(Some(pod))) {
             return Ok(Some("no operator is ready"));
         }
         let Some(before) = before else { return Ok(None) };

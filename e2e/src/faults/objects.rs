@@ -1,17 +1,20 @@
 //! The cluster refuses the job's pod, or somebody writes into the job's objects.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use roadstead_crds::{CiJob, Reason};
 use serde_json::{Value, json};
 
 use super::judge::{BEGIN, Load, ended, longest_silence};
-use super::{DEADLINE, Fault, Finding, SHORT, SOON, Site, system_failure};
+use super::{DEADLINE, Fault, Finding, SHORT, SOON, Site, is_ready, system_failure};
 use crate::exec::capture;
+use crate::harness::Outcome;
 
 /// The faults.
 pub const FAULTS: &[Fault] = &[
@@ -41,6 +44,15 @@ pub const FAULTS: &[Fault] = &[
         alone: false,
         not_theirs: None,
         run: |site| Box::pin(registry_down(site)),
+    },
+    Fault {
+        name: "registry-asks-for-credentials",
+        what: "the registry of the job's image answers that it wants credentials",
+        right: "fails as the author's mistake within seconds, with the registry's own words",
+        needs_host: true,
+        alone: false,
+        not_theirs: None,
+        run: |site| Box::pin(registry_asks(site)),
     },
     Fault {
         name: "status-removed",
@@ -156,6 +168,59 @@ async fn registry_down(site: &Site<'_>) -> Result<Finding> {
     let result = site.start(&spec).await?.finish(DEADLINE).await?;
     let words = "connection refused";
     ended(site, &result, system_failure, words, &[Reason::ImagePullFailed], since.elapsed()).await
+}
+
+/// How soon a registry's answer has to have ended the job.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
+
+/// A pod that answers on the node's loopback: to no other address does a container runtime speak plain HTTP.
+fn locked_registry(name: &str, image: &str, port: u16) -> Value {
+    let serve =
+        format!("echo /:somebody:secret > /tmp/locked; exec httpd -f -p 127.0.0.1:{port} -c /tmp/locked");
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        // Job namespaces allow no pod in the node's network.
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "hostNetwork": true,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "registry",
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", serve],
+                "readinessProbe": {"tcpSocket": {"host": "127.0.0.1", "port": port}, "periodSeconds": 1},
+            }],
+        },
+    })
+}
+
+async fn registry_asks(site: &Site<'_>) -> Result<Finding> {
+    let spec = site.job()?.script(["true"]);
+    let port = site.random.clone().u16(20_000..30_000);
+    let name = format!("roadstead-fault-{}", spec.id);
+    let registry = locked_registry(&name, site.bench.image("busybox")?, port);
+    let _there = Applied::new(site, "registry.json", &[registry])?;
+    let pods: Api<Pod> = Api::namespaced(site.bench.client.clone(), "default");
+    let serves = tokio::time::timeout(SOON, await_condition(pods, &name, is_ready)).await;
+    serves.context("the registry does not serve")?.context("the watch failed")?;
+    let spec = spec.image(format!("localhost:{port}/kept:1"));
+    let job = site.start(&spec).await?;
+    let since = Instant::now();
+    let result = job.finish(DEADLINE).await?;
+    let after = since.elapsed();
+    if !site.is_ours() {
+        // Whose mistake it is said to be is not held against it.
+        return ended(site, &result, |outcome| *outcome != Outcome::Success, "", &[], after).await;
+    }
+    let users = |outcome: &Outcome| matches!(outcome, Outcome::ScriptFailure { .. });
+    let mut finding =
+        ended(site, &result, users, "401 Unauthorized", &[Reason::ImageNotFound], after).await?;
+    if after > ANSWERED_WITHIN {
+        finding.wrong.push(format!("it ended only after {:.1} s", after.as_secs_f64()));
+    }
+    Ok(finding)
 }
 
 async fn status_removed(site: &Site<'_>) -> Result<Finding> {
