@@ -36,6 +36,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("matching::the_higher_priority_takes_the_job", Need::OwnCluster),
     ("requests::the_requests_of_a_job_do_not_grow_with_its_duration", Need::AuditLog),
     ("secrets::a_masked_value_is_nowhere_but_in_the_job", Need::Components),
+    ("secrets::only_the_scripts_own_processes_show_a_masked_value", Need::Components),
     ("start::the_first_script_line_comes_within_a_second_and_a_half", Need::QuietNode),
     ("takeover::a_killed_leader_is_followed_within_the_lease", Need::Components),
     ("takeover::a_rollout_is_not_noticed_by_jobs", Need::OwnCluster),
