@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::jobclass::Shell;
 use crate::quantity::Quantity;
 use crate::reason::Reason;
+use crate::request::PullPolicy;
 use crate::schema;
 
 /// State of a CiJob. Only the operator writes it.
@@ -43,6 +44,11 @@ pub struct CiJobStatus {
     /// Image of the build container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+
+    /// Pull policies of the build image that are left to try; the pod has the first one. Kubernetes' own
+    /// rule where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_policies: Vec<PullPolicy>,
 
     /// What gitlab-runner has to be told about the job's environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,6 +20,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("bench::the_benchmark_measures_every_row", Need::AuditLog),
     ("chart::an_upgrade_renews_the_definitions_and_keeps_a_changed_class", Need::OwnCluster),
     ("chart::helm_test_runs_a_job_or_says_why_it_cannot", Need::OwnCluster),
+    ("class::where_one_pull_policy_brings_no_image_the_next_one_is_tried", Need::QuietNode),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
     ("matching::a_class_for_protected_refs_takes_neither_others_nor_forks", Need::OwnCluster),
     ("matching::a_class_that_audits_says_what_it_would_have_refused", Need::OwnCluster),

@@ -101,6 +101,30 @@ async fn images_users_and_pull_policies_are_the_classs_to_allow() -> Result<()> 
     Ok(())
 }
 
+/// The test images are on the node and in no registry.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_one_pull_policy_brings_no_image_the_next_one_is_tried() -> Result<()> {
+    let bench = Installation::join().await?;
+    let class = bench
+        .class("e2e-pull", |class| {
+            class.spec.image.pull_policies = vec![PullPolicy::Always, PullPolicy::IfNotPresent];
+        })
+        .await?;
+    let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo it runs"]);
+    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?;
+    let result = harness.run(&spec, DEADLINE).await?;
+    result.assert_success();
+    let words = "Another pod tries it with the pull policy IfNotPresent.";
+    assert!(result.text().contains(words), "no {words:?} in\n{}", result.text());
+    let status = bench.cijob_of(spec.id).await?.status.context("no status")?;
+    assert_eq!(
+        (status.pod.map(|pod| pod.attempt), status.pull_policies),
+        (Some(2), vec![PullPolicy::IfNotPresent])
+    );
+    bench.wait_no_pods(spec.id, SOON).await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_gives_no_pod_says_so_before_any_job() -> Result<()> {
     let bench = Installation::join().await?;

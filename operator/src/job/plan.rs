@@ -17,6 +17,7 @@ use crate::policy::class::{self, Terms};
 use crate::policy::matching::Subject;
 use crate::policy::queue::Room;
 use crate::policy::select::{self, Candidate, Choice, Fault, Selection};
+use crate::policy::start::Trouble;
 use crate::policy::timeouts;
 use crate::policy::verdict::{self, Case, PodEnd, Verdict};
 use crate::policy::{Images, image};
@@ -108,6 +109,8 @@ pub enum Why {
     Lost,
     /// The shim wants another pod in the place of the lost one.
     Replaced,
+    /// The image could not be pulled, and there is another pull policy to try.
+    PulledAnew,
     /// Nobody could say whether the pod that was named exists.
     Unsure,
     /// The pod is there and on its way.
@@ -142,7 +145,7 @@ pub fn plan(observed: &Observed, images: &Images, now: Timestamp) -> Plan {
         let why = Why::BeingDeleted;
         return Plan { status: draft.status, actions: vec![], requeue: None, why, faults: vec![] };
     }
-    let planner = Planner { observed, images, now, draft, faults: vec![] };
+    let planner = Planner { observed, images, now, draft, faults: vec![], unpulled: None };
     match planner.draft.status.phase {
         Some(phase) if phase.is_final() => planner.after_the_end(),
         _ => planner.before_the_end(),
@@ -182,6 +185,8 @@ struct Planner<'a> {
     now: Timestamp,
     draft: Draft<'a>,
     faults: Vec<Fault>,
+    /// Why the job gets another pod, one that pulls its image in another way.
+    unpulled: Option<Trouble>,
 }
 
 /// On which terms a job runs.
@@ -230,6 +235,9 @@ impl<'a> Planner<'a> {
             self.draft.progress(seen);
         }
         let end = self.pod_end(seen.as_ref());
+        if let Some(trouble) = self.unpulled(end.as_ref()) {
+            return self.pull_anew(trouble);
+        }
         let may_be_replaced = self.may_be_replaced(end.as_ref());
         if let Some(verdict) = self.verdict(end) {
             return if may_be_replaced { self.lose(&verdict) } else { self.end(&verdict) };
@@ -320,6 +328,9 @@ impl<'a> Planner<'a> {
             }
         }
         self.draft.name_pod(next);
+        if let Some(trouble) = &self.unpulled {
+            self.draft.pull_anew(trouble);
+        }
         Ok((why, Some(pod)))
     }
 
@@ -480,6 +491,7 @@ impl<'a> Planner<'a> {
 }
 
 mod deadlines;
+mod pull;
 mod replace;
 
 pub use replace::forgotten;

@@ -22,7 +22,7 @@ use crate::job::Identity;
 use crate::job::overlay::{self, OverlayError};
 use crate::policy::class::Terms;
 use crate::policy::placement::Placement;
-use crate::policy::{Images, image, resources, timeouts};
+use crate::policy::{Images, resources, timeouts};
 
 pub use trial::problems;
 
@@ -173,13 +173,11 @@ fn helper(order: Order<'_>) -> Container {
 }
 
 fn build_container(order: Order<'_>) -> Container {
-    let Order { request, terms, class, .. } = order;
+    let Order { terms, class, .. } = order;
     Container {
         name: BUILD_CONTAINER.to_owned(),
         image: Some(terms.image.clone()),
-        image_pull_policy: policy(
-            image::pull_policies(request.image.as_ref(), &class.image).first().copied(),
-        ),
+        image_pull_policy: policy(terms.pull_policies.first().copied()),
         command: Some(wait_and_serve(BUILD_CONTAINER, &terms.timeouts)),
         env: Some(vec![pod_uid()]),
         security_context: as_user(order),

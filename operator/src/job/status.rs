@@ -11,6 +11,7 @@ use crate::job::Identity;
 use crate::job::inspect::Inspection;
 use crate::policy::class::Terms;
 use crate::policy::queue::Wait;
+use crate::policy::start::Trouble;
 use crate::policy::verdict::Verdict;
 use crate::policy::waiting;
 use crate::policy::words::{listed, quoted, sentence, span};
@@ -175,6 +176,17 @@ impl<'a> Draft<'a> {
         (start.pod_created_ms, start.bound_ms, start.running_ms) = (None, None, None);
     }
 
+    /// The image is not to be had by the pull policy of the pod that was named last: another pod tries the next.
+    pub fn pull_anew(&mut self, trouble: &Trouble) {
+        let Some(policy) = self.status.pull_policies.first() else { return };
+        let message = format!(
+            "{} Another pod tries it with the pull policy {}.",
+            sentence(&trouble.message),
+            policy.as_str()
+        );
+        self.stand(Phase::Admitted, trouble.reason, &message);
+    }
+
     /// What the pod shows of its start.
     pub fn progress(&mut self, seen: &Inspection) {
         if let Some(words) = &seen.disrupted {
@@ -328,6 +340,7 @@ mod tests {
                 reason: Reason::ImagePullFailed,
                 message: trouble.to_owned(),
                 definite: false,
+                unpulled: true,
             }),
             end: None,
         }

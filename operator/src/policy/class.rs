@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use roadstead_crds::Reason;
 use roadstead_crds::jobclass::JobClassSpec;
-use roadstead_crds::request::JobRequest;
+use roadstead_crds::request::{JobRequest, PullPolicy};
 use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig, OverrideReport};
 use std::collections::BTreeMap;
 
@@ -49,6 +49,8 @@ pub struct Terms {
     pub class: String,
     /// Image of the build container.
     pub image: String,
+    /// When to pull it, in the order of the tries.
+    pub pull_policies: Vec<PullPolicy>,
     /// What gitlab-runner has to know.
     pub config: JobConfig,
     /// Timeouts in seconds.
@@ -75,6 +77,7 @@ impl Terms {
         Ok(Self {
             class: name.to_owned(),
             image: image.to_owned(),
+            pull_policies: image::pull_policies(request.image.as_ref(), &class.image),
             config: JobConfig {
                 shell: class.builds.shell,
                 builds_dir: class.builds.builds_dir.clone(),
@@ -91,6 +94,7 @@ impl Terms {
         Some(Self {
             class: status.class.clone()?,
             image: status.image.clone()?,
+            pull_policies: status.pull_policies.clone(),
             config: status.config.clone()?,
             timeouts: status.timeouts.clone()?,
             resources: status.resources.clone(),
@@ -102,6 +106,7 @@ impl Terms {
     pub fn record(self, status: &mut CiJobStatus) {
         status.class = Some(self.class);
         status.image = Some(self.image);
+        status.pull_policies = self.pull_policies;
         status.config = Some(self.config);
         status.timeouts = Some(self.timeouts);
         status.resources = self.resources;

@@ -106,11 +106,20 @@ fn refusals(image: &ImageRequest, class_name: &str, class: &jobclass::BuildImage
 /// class says. Kubernetes' own rule where that is nothing.
 pub fn pull_policies(image: Option<&ImageRequest>, class: &jobclass::BuildImage) -> Vec<PullPolicy> {
     let asked = image.map_or(&[][..], |image| image.pull_policy.as_slice());
-    if asked.is_empty() {
-        return class.pull_policies.clone();
-    }
     let allowed = &class.allowed_pull_policies;
-    asked.iter().copied().filter(|one| allowed.is_empty() || allowed.contains(one)).collect()
+    let wanted: Vec<_> = if asked.is_empty() {
+        class.pull_policies.clone()
+    } else {
+        asked.iter().copied().filter(|one| allowed.is_empty() || allowed.contains(one)).collect()
+    };
+    let mut once = Vec::with_capacity(wanted.len());
+    for policy in wanted {
+        // The same try again would come to the same.
+        if !once.contains(&policy) {
+            once.push(policy);
+        }
+    }
+    once
 }
 
 /// What is wrong with a class's image, a sentence each.
@@ -279,8 +288,8 @@ mod tests {
         assert_eq!(pull_policies(Some(&asking(&[Never, Always])), &class), [Always]);
         assert_eq!(pull_policies(Some(&asking(&[Never])), &class), []);
         // What the class says itself needs no leave.
-        class.pull_policies = vec![Never];
-        assert_eq!(pull_policies(None, &class), [Never]);
+        class.pull_policies = vec![Never, Always, Never];
+        assert_eq!(pull_policies(None, &class), [Never, Always]);
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct Trouble {
     pub message: String,
     /// Whether trying again is pointless. Otherwise the kubelet gets some time.
     pub definite: bool,
+    /// Whether it is the build image that is not on the node, where another pull policy may help.
+    pub unpulled: bool,
 }
 
 /// Reads the state of a container that waits. `None`: it waits for nothing out of the ordinary.
@@ -116,6 +118,7 @@ fn not_pulled(container: Container<'_>, failure: PullFailure, message: &str) -> 
         reason,
         message: said(format!("{subject} \"{image}\" {what}"), message),
         definite: failure != PullFailure::Unavailable,
+        unpulled: matches!(role, Role::Build(_)) && failure != PullFailure::InvalidName,
     }
 }
 
@@ -134,6 +137,7 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
                 message,
             ),
             definite: ended,
+            unpulled: false,
         };
     };
     let (subject, reason, remedy) = match role {
@@ -155,6 +159,7 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
         reason,
         message: said(format!("{subject} \"{image}\" {}. {remedy}", flaw.what(class)), message),
         definite: true,
+        unpulled: false,
     }
 }
 

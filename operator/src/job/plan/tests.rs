@@ -15,7 +15,7 @@ use crate::fixture::{self, at};
 pub(super) const FIRST: &str = "cij-4711-0123456789-3f2a91bc-1";
 pub(super) const SECOND: &str = "cij-4711-0123456789-3f2a91bc-2";
 
-fn observed(job: CiJob) -> Observed {
+pub(super) fn observed(job: CiJob) -> Observed {
     let identity = Identity::of(&job).unwrap();
     let classes = fixture::candidates();
     Observed {
@@ -63,7 +63,7 @@ pub(super) fn running(pod: Pod) -> Pod {
     )
 }
 
-fn waiting(reason: &str, message: &str) -> Pod {
+pub(super) fn waiting(reason: &str, message: &str) -> Pod {
     let status = json!({"phase": "Pending", "containerStatuses": [
         {"name": "build", "image": "alpine:3.20", "imageID": "", "ready": false, "restartCount": 0,
          "state": {"waiting": {"reason": reason, "message": message}}}]});
