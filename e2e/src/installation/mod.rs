@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::wait::{Condition, await_condition};
+use kube::runtime::wait::{Condition, Error as WaitError, await_condition};
+use kube::runtime::watcher;
 use kube::{Api, Client, Config};
 use roadstead_crds::{CiJob, JobClass, Phase, labels};
 use tempfile::TempDir;
@@ -174,8 +175,19 @@ impl Installation {
         deadline: Duration,
         condition: impl Condition<CiJob>,
     ) -> Result<CiJob> {
-        let waited = tokio::time::timeout(deadline, await_condition(self.cijobs(), name, condition)).await;
-        let Ok(found) = waited else {
+        let condition = &condition;
+        let watched = async {
+            loop {
+                let met = |job: Option<&CiJob>| condition.matches_object(job);
+                match await_condition(self.cijobs(), name, met).await {
+                    // A definition that is renewed ends the watches of its objects.
+                    Err(WaitError::ProbeFailed(watcher::Error::WatchError(status))) if status.code == 410 => {
+                    }
+                    found => return found,
+                }
+            }
+        };
+        let Ok(found) = tokio::time::timeout(deadline, watched).await else {
             let now = self.cijobs().get_opt(name).await.context("cannot read the CiJob")?;
             bail!("CiJob {name}: not {what} after {deadline:?}; it is {now:#?}");
         };

@@ -55,10 +55,12 @@ impl Planner<'_> {
     }
 
     /// Whether another pod may take the place of the one that came to this end. One may, once, as long
-    /// as the job has not ended otherwise.
+    /// as the job has not ended otherwise. Of a job by hand nobody is there to be asked between two calls,
+    /// and what it had in its pod is what it was for.
     pub(super) fn may_be_replaced(&self, end: Option<&PodEnd>) -> bool {
         let job = &self.observed.job;
         end.is_some_and(PodEnd::is_loss)
+            && !job.spec.request.is_by_hand()
             && job.spec.report.is_none()
             && self.draft.status.lost_pod.is_none()
             && self.now < self.job_deadline()

@@ -140,3 +140,12 @@ fn a_forgotten_pod_is_the_jobs_again_even_where_its_class_is_full() {
     assert!(forgotten(None, &Identity::of(&foreign).unwrap(), &pods).is_none());
     assert!(forgotten(Some(&was), &observed.identity, &pods).is_none(), "it is recorded");
 }
+
+#[test]
+fn a_job_by_hand_is_over_with_its_pod() {
+    let mut gone = started();
+    let mut job = CiJob::clone(&gone.job);
+    job.spec.request.server = roadstead_crds::request::BY_HAND.to_owned();
+    (gone.job, gone.current, gone.pods) = (Arc::new(job), Current::Absent, vec![]);
+    assert_eq!(stands(&plan_at(&gone, 60_000)), (Some(Phase::Errored), Some(Reason::PodDeleted)));
+}
