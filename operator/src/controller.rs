@@ -185,7 +185,7 @@ impl Controller {
             by_class(class_changes, jobs.clone()).boxed(),
             stream::unfold(woken, async |mut woken| woken.recv().await.map(|job| (job, woken))).boxed(),
         ]);
-        let queue = triggers.map(|job| Ok::<_, Infallible>(ReconcileRequest::from(job))).take_until(stop);
+        let queue = watch::until(triggers, stop).map(|job| Ok::<_, Infallible>(ReconcileRequest::from(job)));
         let mut results = pin!(applier(
             reconcile,
             on_error,
@@ -201,8 +201,8 @@ impl Controller {
                     tracing::trace!(job = job.name, "gone before it was looked at again");
                 }
                 Err(controller::Error::QueueError(never)) => match never {},
-                Err(controller::Error::RunnerError(error)) => {
-                    tracing::error!(namespace, %error, "the controller broke");
+                Err(controller::Error::RunnerError(_)) => {
+                    tracing::info!(namespace, "told to stop before the CiJobs were known");
                 }
             }
         }

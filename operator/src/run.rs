@@ -177,7 +177,7 @@ fn prepare(
     }
 
     let class_events = watch::objects(Api::all(client.clone()), "jobclasses", metrics.clone(), fastrand::f64);
-    let class_events = watch::cached(classes_writer, class_events).take_until(told(stopped.clone()));
+    let class_events = watch::until(watch::cached(classes_writer, class_events), told(stopped.clone()));
     let mut generations = HashMap::new();
     let class_events = class_events.inspect(move |event| {
         if let Event::Apply(JobClass { metadata, .. })

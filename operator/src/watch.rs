@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::api::Api;
@@ -65,6 +65,21 @@ where
     events.map(move |event| {
         writer.apply_watcher_event(&event);
         event
+    })
+}
+
+/// A stream that ends when `stop` comes, and is let go of then with all that it holds. A cache that it had not filled by
+/// then will never be, which ends the wait for it.
+pub fn until<S>(stream: S, stop: impl Future<Output = ()> + Send) -> impl Stream<Item = S::Item> + Send
+where
+    S: Stream<Item: Send> + Send,
+{
+    stream::unfold((Box::pin(stream), Box::pin(stop)), async |(mut stream, mut stop)| {
+        tokio::select! {
+            biased;
+            () = &mut stop => None,
+            item = stream.next() => Some((item?, (stream, stop))),
+        }
     })
 }
 
@@ -174,8 +189,16 @@ fn reduce(pod: &mut Pod) {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::future;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
     use crate::fixture;
+    use kube::runtime::controller::{self, Action, ReconcileRequest};
+    use kube::runtime::reflector::{self, ObjectRef};
+    use kube::runtime::{Config, applier};
     use roadstead_crds::CiJob;
     use serde_json::json;
 
@@ -189,6 +212,26 @@ mod tests {
         assert!(decoded(Event::InitApply(guard(bad.clone())), "cijobs").is_none());
         assert!(decoded(Event::Apply(guard(bad)), "cijobs").is_none());
         assert!(matches!(decoded::<CiJob>(Event::InitDone, "cijobs"), Some(Event::InitDone)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stops_before_a_cache_is_filled_waits_for_it_no_longer() {
+        let reconcile =
+            |_: Arc<CiJob>, _: Arc<()>| future::ready(Ok::<_, Infallible>(Action::await_change()));
+        let (store, writer) = reflector::store::<CiJob>();
+        let events = stream::iter([Event::Init, Event::InitApply(fixture::job())]).chain(stream::pending());
+        let stop = tokio::time::sleep(Duration::from_secs(1));
+        let queue = until(cached(writer, events), stop).filter_map(async |event| match event {
+            Event::InitApply(job) => {
+                Some(Ok::<_, Infallible>(ReconcileRequest::from(ObjectRef::from_obj(&job))))
+            }
+            _ => None,
+        });
+        let error = |_: Arc<CiJob>, _: &Infallible, _: Arc<()>| Action::await_change();
+        let results = applier(reconcile, error, Arc::new(()), store, Box::pin(queue), Config::default());
+        let ended = tokio::time::timeout(Duration::from_secs(60), results.collect::<Vec<_>>()).await;
+        let results = ended.expect("it ends");
+        assert!(matches!(results[..], [Err(controller::Error::RunnerError(_))]), "{results:?}");
     }
 
     #[test]
