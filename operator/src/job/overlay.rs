@@ -4,11 +4,18 @@
 //! `volumeMounts`, `name` where every item has one (containers, volumes, env). Every other value
 //! replaces what was there. Then the JSON Patch.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
 use roadstead_crds::jobclass::PodSettings;
 use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER};
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+/// What the names of volumes begin with that only Roadstead uses.
+const PREFIX: &str = "roadstead-";
+
+/// Largest pod in bytes of JSON that operations may make, which is what the API server takes at most. Copies of copies
+/// double.
+const LARGEST: usize = 1 << 20;
 
 /// Why a class gives no pod.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -89,6 +96,9 @@ fn patch(pod: &mut Value, settings: &PodSettings) -> Result<(), OverlayError> {
         let operation = serde_json::to_value(operation).and_then(serde_json::from_value);
         let operation = operation.map_err(|error| refused(error.to_string()))?;
         json_patch::patch(pod, &[operation]).map_err(|error| refused(error.kind.to_string()))?;
+        if pod.to_string().len() > LARGEST {
+            return Err(refused(format!("the pod becomes larger than {LARGEST} bytes")));
+        }
     }
     Ok(())
 }
@@ -188,6 +198,15 @@ fn check(pod: &Pod, laid: &Pod) -> Result<(), OverlayError> {
     if after.active_deadline_seconds != before.active_deadline_seconds {
         return changed("`spec.activeDeadlineSeconds`, which follows from `timeouts.jobSeconds`,");
     }
+    let ours = |volume: &&Volume| volume.name.starts_with(PREFIX);
+    let volumes = |spec: &PodSpec| spec.volumes.iter().flatten().filter(ours).cloned().collect::<Vec<_>>();
+    if volumes(after) != volumes(before) {
+        return changed("what a volume of Roadstead's own is");
+    }
+    let private = |spec: &PodSpec| all_containers(spec).map(private_mounts).sum::<usize>();
+    if private(after) > private(before) {
+        return changed("who mounts a volume of Roadstead's own, or something below /.roadstead,");
+    }
     for name in [BUILD_CONTAINER, HELPER_CONTAINER, AGENT_CONTAINER] {
         let find =
             |containers: &[Container]| containers.iter().find(|container| container.name == name).cloned();
@@ -209,6 +228,15 @@ fn check(pod: &Pod, laid: &Pod) -> Result<(), OverlayError> {
     Ok(())
 }
 
+/// How many mounts of a container are of volumes that are Roadstead's own, or where only those belong.
+fn private_mounts(container: &Container) -> usize {
+    let private = |mount: &&VolumeMount| {
+        let mut parts = mount.mount_path.split('/').filter(|part| !part.is_empty() && *part != ".");
+        mount.name.starts_with(PREFIX) || parts.next() == Some(".roadstead") || parts.any(|part| part == "..")
+    };
+    container.volume_mounts.iter().flatten().filter(private).count()
+}
+
 /// Whether no container can get around what separates it from others.
 fn unprivileged(pod: &Pod) -> Result<(), OverlayError> {
     const CAPABILITIES: [(&str, &str); 3] = [
@@ -219,11 +247,16 @@ fn unprivileged(pod: &Pod) -> Result<(), OverlayError> {
     for Container { name, security_context, .. } in pod.spec.iter().flat_map(all_containers) {
         let Some(context) = security_context else { continue };
         let added = context.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
-        let mut added = added.map(|capability| capability.strip_prefix("CAP_").unwrap_or(capability));
+        // Runtimes take them in any case, with and without the prefix.
+        let mut added = added.map(|capability| capability.to_ascii_uppercase());
         let what = if context.privileged == Some(true) {
             Some("is privileged")
         } else {
-            added.find_map(|one| CAPABILITIES.iter().find(|(name, _)| *name == one)).map(|(_, what)| *what)
+            let told = |one: String| {
+                let name = one.strip_prefix("CAP_").unwrap_or(&one);
+                CAPABILITIES.iter().find(|(known, _)| *known == name).map(|(_, what)| *what)
+            };
+            added.find_map(told)
         };
         if let Some(what) = what {
             return Err(OverlayError::Privileged { container: name.clone(), what });
@@ -354,6 +387,20 @@ mod tests {
                 "the mount of /.roadstead/run in container \"helper\" must stay as it is",
             ),
             (json!({"spec": {"containers": null}}), "container \"build\" must stay as it is"),
+            (
+                json!({"spec": {"volumes": [{"name": "roadstead-run-build", "emptyDir": null, "hostPath": {"path": "/x"}}]}}),
+                "what a volume of Roadstead's own is must stay as it is",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "build", "volumeMounts": [
+                    {"name": "roadstead-spool-helper", "mountPath": "/x"}]}]}}),
+                "who mounts a volume of Roadstead's own, or something below /.roadstead, must stay as it is",
+            ),
+            (
+                json!({"spec": {"initContainers": [{"name": "x", "image": "x", "volumeMounts": [
+                    {"name": "cache", "mountPath": "//.roadstead/agent/"}]}]}}),
+                "who mounts a volume of Roadstead's own, or something below /.roadstead, must stay as it is",
+            ),
         ];
         for (overlay, message) in table {
             assert_eq!(with(&overlay).unwrap_err().to_string(), message, "{overlay}");
@@ -408,6 +455,22 @@ mod tests {
             let error = patched(&operations).unwrap_err().to_string();
             assert!(error.starts_with(message), "{operations}: {error}");
         }
+    }
+
+    #[test]
+    fn copies_of_copies_end_before_the_memory_does() {
+        let doubling: Vec<_> = (0..32)
+            .map(|n| json!({"op": "copy", "from": "/metadata", "path": format!("/metadata/a{n}")}))
+            .collect();
+        let error = patched(&json!(doubling)).unwrap_err().to_string();
+        assert!(error.contains("larger than 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn capabilities_are_known_in_any_case() {
+        let lower = json!({"spec": {"containers": [{"name": "dind", "image": "d",
+            "securityContext": {"capabilities": {"add": ["cap_sys_admin"]}}}]}});
+        assert!(matches!(with(&lower), Err(OverlayError::Privileged { .. })));
     }
 
     #[test]
