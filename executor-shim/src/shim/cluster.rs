@@ -127,6 +127,18 @@ pub fn meaning(error: &kube::Error) -> Meaning {
     }
 }
 
+/// Whether the API server says that there is no such namespace for this account: it has no rights there, or it does not
+/// exist.
+pub fn is_foreign_namespace(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let kind = status.details.as_ref().map_or("", |details| details.kind.as_str());
+    match status.code {
+        403 => status.message.contains("cannot create resource"),
+        404 => kind == "namespaces",
+        _ => false,
+    }
+}
+
 /// Whether an API server says no because it has just started: its admission does not know the
 /// policies yet.
 pub fn is_starting(message: &str) -> bool {
@@ -217,6 +229,11 @@ impl RequestError {
         }
     }
 
+    /// Whether the API server says that there is no such namespace for this account.
+    pub fn is_foreign_namespace(&self) -> bool {
+        matches!(self, Self::Failed(error) if is_foreign_namespace(error))
+    }
+
     /// What it means.
     pub fn meaning(&self) -> Meaning {
         match self {
@@ -281,6 +298,15 @@ mod tests {
             (504, Meaning::Trouble),
         ] {
             assert_eq!(meaning(&api(code, "")), expected, "{code}");
+        }
+        assert!(is_foreign_namespace(&api(
+            403,
+            "cijobs is forbidden: User \"x\" cannot create resource \"cijobs\""
+        )));
+        for (code, message) in
+            [(401, "Unauthorized"), (403, "exceeded quota: q"), (404, "page not found"), (422, "x")]
+        {
+            assert!(!is_foreign_namespace(&api(code, message)), "{code}");
         }
         let starting = api(403, "cijobs \"cij-1\" is forbidden: not yet ready to handle request");
         assert_eq!(meaning(&starting), Meaning::Trouble);

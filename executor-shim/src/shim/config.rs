@@ -101,7 +101,8 @@ async fn create(cluster: &Cluster, state: &State, request: JobRequest) -> Result
     let params = PostParams::default();
     let failed = |error: &RequestError| {
         let refused = matches!(error.meaning(), Meaning::Rejected | Meaning::NotFound);
-        let failure = if refused && job.spec.request.overrides.contains_key(overrides::NAMESPACE) {
+        let overwritten = job.spec.request.overrides.contains_key(overrides::NAMESPACE);
+        let failure = if overwritten && error.is_foreign_namespace() {
             Failure::user(format!(
                 "{}=\"{}\" is no namespace that this runner may use for jobs: {}",
                 overrides::NAMESPACE,

@@ -13,6 +13,7 @@ use super::identity;
 use super::output::Console;
 use super::request::{self, Job, Request};
 use crate::shim::cli::Options;
+use crate::shim::config;
 use crate::shim::env::RunnerEnv;
 use crate::shim::job_response::JobResponse;
 use crate::shim::joblog::Output as _;
@@ -57,7 +58,7 @@ fn cijob(
 ) -> Result<(CiJob, Option<&'static str>), Trouble> {
     let now = of_gitlab::in_microseconds(Timestamp::now());
     let by_hand = serde_json::from_slice::<Value>(bytes).is_ok_and(|value| value.get("command").is_some());
-    let (request, note) = if by_hand {
+    let (mut request, note) = if by_hand {
         (of_hand(options, bytes, tags, now)?, None)
     } else {
         let path = file.map_or_else(|| PathBuf::from("(standard input)"), Path::to_owned);
@@ -75,8 +76,11 @@ fn cijob(
         (built.map_err(|failure| Trouble::request(failure.sentence))?, tags.is_none().then_some(TAGS_UNKNOWN))
     };
     let name = names::cijob_name(&request.server, request.job.id, ATTEMPT);
+    // Where nobody says which namespace is the runner's, the one that the job asks for is known all the same.
+    let of_runner = options.namespace.clone().unwrap_or_default();
+    let namespace = Some(config::namespace(&mut request, &of_runner)).filter(|name| !name.is_empty());
     let mut job = CiJob::new(&name, CiJobSpec { request, hold: false, replace: None, report: None });
-    job.metadata.namespace.clone_from(&options.namespace);
+    job.metadata.namespace = namespace;
     Ok((job, note))
 }
 
