@@ -102,7 +102,7 @@ impl Site<'_> {
 
     /// Starts a job of Roadstead in a class.
     pub(super) async fn start_in(&self, class: &str, spec: &JobSpec) -> Result<RunningJob> {
-        Harness::new(self.bench.runner().env("ROADSTEAD_CLASS", class))?.start(spec).await
+        self.bench.harness_of(class)?.start(spec).await
     }
 
     /// A relay for jobs of the executor.

@@ -10,6 +10,7 @@ use roadstead_crds::{CiJob, Reason};
 use serde_json::{Value, json};
 
 use super::judge::{BEGIN, Load, ended, final_reason};
+use super::lifecycle::endless;
 use super::losses::{pod, slow_checkout};
 use super::{DEADLINE, EVERY_BYTE, Fault, Finding, SOON, Site, system_failure};
 use crate::exec::capture;
@@ -137,9 +138,7 @@ async fn edited(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn reported_by_hand(site: &Site<'_>) -> Result<Finding> {
-    let spec = site.job()?.script(["echo run''ning", "sleep 300"]);
-    let job = site.start(&spec).await?;
-    job.wait_log("running", DEADLINE).await?;
+    let (spec, job) = endless(site).await?;
     let name = name_of(site, spec.id).await?;
     patch(site, &name, json!({"spec": {"report": {"outcome": "Canceled"}}}))
         .await
@@ -204,9 +203,7 @@ async fn away_at_the_end(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn away_as_the_pod_goes(site: &Site<'_>) -> Result<Finding> {
-    let spec = site.job()?.script(["echo run''ning", "sleep 300"]);
-    let job = site.start(&spec).await?;
-    job.wait_log("running", DEADLINE).await?;
+    let (spec, job) = endless(site).await?;
     let away = Away::take(site)?;
     let name = site.pod_of(spec.id).await?;
     let uid = site.pods().get(&name).await.context("cannot read the pod")?.metadata.uid.unwrap_or_default();

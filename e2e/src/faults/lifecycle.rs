@@ -96,7 +96,7 @@ fn killed(outcome: &Outcome) -> bool {
 }
 
 /// A job that runs until something ends it.
-async fn endless(site: &Site<'_>) -> Result<(JobSpec, RunningJob)> {
+pub(super) async fn endless(site: &Site<'_>) -> Result<(JobSpec, RunningJob)> {
     let spec = site.job()?.script(["echo run''ning", "sleep 300"]);
     let job = site.start(&spec).await?;
     job.wait_log("running", DEADLINE).await?;

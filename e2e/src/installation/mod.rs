@@ -92,6 +92,11 @@ impl Installation {
         Harness::new(self.runner())
     }
 
+    /// A harness whose runner names this class, by its full name.
+    pub fn harness_of(&self, class: impl AsRef<str>) -> Result<Harness> {
+        Harness::new(self.runner().env("ROADSTEAD_CLASS", class.as_ref()))
+    }
+
     /// The executor-shim that is tested.
     pub fn shim(&self) -> &Path {
         &self.shim

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result};
 use roadstead_crds::Reason;
 use roadstead_crds::request::PullPolicy;
 use roadstead_e2e::coordinator::{Image, JobSpec};
-use roadstead_e2e::harness::Harness;
 use roadstead_e2e::installation::Installation;
 use serde_json::json;
 
@@ -49,7 +48,7 @@ async fn a_job_finds_what_the_class_gives_its_pod() -> Result<()> {
         "touch /opt/tools/x && pwd",
         "grep -c ' /builds ' /proc/mounts",
     ]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?;
+    let harness = bench.harness_of(&class)?;
     let job = harness.start(&spec).await?;
     let result = job.finish(DEADLINE).await?;
     result.assert_success();
@@ -72,7 +71,7 @@ async fn images_users_and_pull_policies_are_the_classs_to_allow() -> Result<()> 
             class.spec.image.allowed_pull_policies = vec![PullPolicy::IfNotPresent, PullPolicy::Never];
         })
         .await?;
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?;
+    let harness = bench.harness_of(&class)?;
     let allowed = Image::new(busybox).pull_policy(["always", "if-not-present"]);
     let spec = JobSpec::fresh().image_with(allowed).script(["echo it runs"]);
     harness.run(&spec, DEADLINE).await?.assert_success();
@@ -111,7 +110,7 @@ async fn where_one_pull_policy_brings_no_image_the_next_one_is_tried() -> Result
         })
         .await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo it runs"]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?;
+    let harness = bench.harness_of(&class)?;
     let result = harness.run(&spec, DEADLINE).await?;
     result.assert_success();
     let words = "Another pod tries it with the pull policy IfNotPresent.";
@@ -152,7 +151,7 @@ async fn a_class_that_gives_no_pod_says_so_before_any_job() -> Result<()> {
         assert_eq!(valid.status, "False");
         assert!(valid.message.contains(words), "no {words:?} in {}", valid.message);
         let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo not reached"]);
-        let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?;
+        let harness = bench.harness_of(&class)?;
         let result = harness.run(&spec, DEADLINE).await?;
         result.assert_system_failure();
         assert!(result.text().contains(words), "no {words:?} in\n{}", result.text());

@@ -7,7 +7,6 @@ use roadstead_crds::Reason;
 use roadstead_crds::jobclass::AgentSource;
 use roadstead_e2e::coordinator::{Image, JobSpec};
 use roadstead_e2e::gitrepo::{Commit, GitRepo};
-use roadstead_e2e::harness::Harness;
 use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON};
@@ -66,7 +65,7 @@ async fn the_hardened_class_runs_without_root_and_without_a_way_to_it() -> Resul
         "if sudo -n id -u; then exit 9; fi",
         "git log --oneline | cat",
     ]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", bench.class_name("hardened")))?;
+    let harness = bench.harness_of(bench.class_name("hardened"))?;
     let result = harness.run(&spec, DEADLINE).await?;
     result.assert_success();
     Ok(())
@@ -86,7 +85,7 @@ async fn the_agent_comes_in_a_container_of_its_own_where_the_helper_lacks_it() -
         })
         .await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["touch /x || echo read-only root"]);
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
+    let harness = bench.harness_of(class)?;
     let result = harness.run(&spec, DEADLINE).await?;
     result.assert_success();
     assert!(result.text().contains("read-only root"), "{}", result.text());

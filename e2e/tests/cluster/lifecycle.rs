@@ -177,7 +177,7 @@ async fn a_finished_job_goes_after_its_ttl() -> Result<()> {
     let bench = Installation::join().await?;
     let class = bench.class("e2e-ttl", |class| class.spec.timeouts.ttl_seconds_after_finished = 2).await?;
     let spec = JobSpec::fresh().image(bench.image("busybox")?).script(["echo fine"]);
-    let result = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?.run(&spec, DEADLINE).await?;
+    let result = bench.harness_of(class)?.run(&spec, DEADLINE).await?;
     result.assert_success();
     let gone = async {
         while !bench.cijobs_of(spec.id).await?.is_empty() {

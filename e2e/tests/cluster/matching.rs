@@ -31,11 +31,6 @@ fn job(bench: &Installation, name: &str, tags: &[&str]) -> Result<JobSpec> {
     Ok(spec.tags(tags.iter().copied()).script(["echo it runs"]))
 }
 
-/// A harness whose runner names this class.
-fn naming(bench: &Installation, class: &str) -> Result<Harness> {
-    Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))
-}
-
 /// A class for one project of these tests, as the operator sees it.
 async fn class(
     bench: &Installation,
@@ -145,7 +140,7 @@ async fn tags_work_as_gitlabs_page_on_runners_says() -> Result<()> {
             let result = chosen.run(&spec, DEADLINE).await?;
             assert_ran(&bench, &result, spec.id, &class).await?;
         }
-        let named = naming(&bench, &class)?;
+        let named = bench.harness_of(&class)?;
         for (tags, why) in stuck {
             let spec = job(&bench, name, tags)?;
             let result = named.run(&spec, DEADLINE).await?;
@@ -194,7 +189,7 @@ async fn tags_are_gitlabs_and_no_variables() -> Result<()> {
         .variable("CI_JOB_TAGS", "[\"privileged\"]")
         .variable("CI_API_V4_URL", "http://127.0.0.1:1/api/v4")
         .variable("ROADSTEAD_TAG_SOURCE", "none");
-    let result = naming(&bench, "e2e-match-forged")?.run(&spec, DEADLINE).await?;
+    let result = bench.harness_of("e2e-match-forged")?.run(&spec, DEADLINE).await?;
     assert_refused(&bench, &result, spec.id, "it does not have the tag docker").await?;
     let request = bench.cijob_of(spec.id).await?.spec.request;
     assert_eq!(request.tags, ["docker"]);
@@ -235,7 +230,7 @@ async fn a_class_for_protected_refs_takes_neither_others_nor_forks() -> Result<(
     let result = bench.harness()?.run(&spec, DEADLINE).await?;
     assert_ran(&bench, &result, spec.id, "e2e-match-protected").await?;
 
-    let named = naming(&bench, "e2e-match-protected")?;
+    let named = bench.harness_of("e2e-match-protected")?;
     let why = "it takes jobs of protected refs only, and this ref is not protected";
     // What a variable says is not what GitLab says.
     let forged = job(&bench, name, &[])?.protected(Some(false)).variable("CI_COMMIT_REF_PROTECTED", "true");
@@ -294,7 +289,7 @@ async fn a_class_that_audits_says_what_it_would_have_refused() -> Result<()> {
     let name = "audit";
     class(&bench, name, tagged(name, &["gpu"], false), |class| class.spec.mode = Mode::Audit).await?;
     let spec = job(&bench, name, &[])?;
-    let result = naming(&bench, "e2e-match-audit")?.run(&spec, DEADLINE).await?;
+    let result = bench.harness_of("e2e-match-audit")?.run(&spec, DEADLINE).await?;
     // It would take every job that no class takes.
     bench
         .classes()
@@ -326,7 +321,7 @@ async fn a_class_that_cannot_be_used_says_why_and_takes_no_job() -> Result<()> {
         assert!(valid.message.contains(words), "{valid:?}");
     }
     let spec = job(&bench, name, &[])?;
-    let result = naming(&bench, "e2e-match-invalid")?.run(&spec, DEADLINE).await?;
+    let result = bench.harness_of("e2e-match-invalid")?.run(&spec, DEADLINE).await?;
     result.assert_system_failure();
     let words = "JobClass \"e2e-match-invalid\", which the runner asks for, is not valid, and the administrator has to correct it: ";
     assert!(result.log_contains(words), "{}", result.text());

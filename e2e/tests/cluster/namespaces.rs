@@ -7,7 +7,6 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, ResourceExt as _};
 use roadstead_crds::{CiJob, JobClass, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::harness::Harness;
 use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON, stands};
@@ -19,10 +18,6 @@ fn allow(namespace: &str) -> impl FnOnce(&mut JobClass) {
         class.spec.allow.namespace = vec![namespace.to_owned()];
         class.spec.concurrency.max = Some(1);
     }
-}
-
-fn harness(bench: &Installation, class: &str) -> Result<Harness> {
-    Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))
 }
 
 fn job(bench: &Installation) -> Result<JobSpec> {
@@ -41,7 +36,7 @@ async fn a_job_runs_in_the_namespace_that_it_asks_for_and_counts_there_too() -> 
     let bench = Installation::join().await?;
     let second = bench.release().second_job_namespace();
     let class = bench.class("e2e-namespaces", allow(&second)).await?;
-    let harness = harness(&bench, &class)?;
+    let harness = bench.harness_of(&class)?;
     let holder = harness.start(&job(&bench)?.script(["echo running", "sleep 300"])).await?;
     holder.wait_log("running", DEADLINE).await?;
 
@@ -88,7 +83,7 @@ async fn a_namespace_that_is_not_for_the_job_is_refused() -> Result<()> {
         (&open, "Kube_System", "=\"Kube_System\" must be the name of a namespace"),
     ] {
         let spec = job(&bench)?.variable(VARIABLE, namespace).script(["echo not reached"]);
-        let result = harness(&bench, class)?.run(&spec, DEADLINE).await?;
+        let result = bench.harness_of(class)?.run(&spec, DEADLINE).await?;
         result.assert_script_failure(1);
         assert!(result.log_contains(words), "no {words:?} in\n{}", result.text());
         let jobs: Api<CiJob> = Api::namespaced(bench.client.clone(), &second);

@@ -8,15 +8,10 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use roadstead_crds::{CiJob, CiJobStatus, JobClass, Phase, Reason, names};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::harness::Harness;
 use roadstead_e2e::installation::Installation;
 use serde_json::{Value, json};
 
 use crate::{DEADLINE, SOON};
-
-fn harness(bench: &Installation, class: &str) -> Result<Harness> {
-    Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))
-}
 
 /// Changes parts of a class by JSON, for what is long in Rust.
 fn change(class: &mut JobClass, field: &str, value: Value) -> Result<()> {
@@ -178,7 +173,7 @@ async fn account_labels_and_nodes_are_chosen_where_a_pattern_matches_whole() -> 
         .variable("KUBERNETES_NODE_SELECTOR_OS", "kubernetes.io/os=linux")
         .variable("KUBERNETES_NODE_TOLERATIONS_1", "spot=true:NoSchedule")
         .script(["echo running", "sleep 300"]);
-    let job = harness(&bench, &class)?.start(&spec).await?;
+    let job = bench.harness_of(&class)?.start(&spec).await?;
     job.wait_log("running", DEADLINE).await?;
     let pod = pod(&bench, &spec).await?;
     job.cancel();
@@ -202,7 +197,7 @@ async fn account_labels_and_nodes_are_chosen_where_a_pattern_matches_whole() -> 
             .image(bench.image("busybox")?)
             .variable(name, value)
             .script(["echo not reached"]);
-        let result = harness(&bench, &class)?.run(&spec, DEADLINE).await?;
+        let result = bench.harness_of(&class)?.run(&spec, DEADLINE).await?;
         result.assert_script_failure(1);
         assert!(result.log_contains(words), "no {words:?} in\n{}", result.text());
         bench.wait_no_pods(spec.id, SOON).await?;

@@ -10,7 +10,7 @@ use roadstead_crds::quantity::Quantity;
 use roadstead_crds::status::OverrideOutcome;
 use roadstead_crds::{CiJob, JobClass, Phase, Reason};
 use roadstead_e2e::coordinator::JobSpec;
-use roadstead_e2e::harness::{Harness, JobResult};
+use roadstead_e2e::harness::JobResult;
 use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON};
@@ -31,7 +31,7 @@ fn bounded(on_exceed: OnExceed) -> Resources {
 }
 
 async fn run(bench: &Installation, class: &str, spec: &JobSpec) -> Result<JobResult> {
-    Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?.run(spec, DEADLINE).await
+    bench.harness_of(class)?.run(spec, DEADLINE).await
 }
 
 /// The CiJob after its end.
@@ -63,7 +63,7 @@ async fn what_a_job_asks_for_within_its_bounds_is_what_its_container_gets() -> R
         .variable("KUBERNETES_CPU_LIMIT", "0.5")
         .variable("KUBERNETES_EPHEMERAL_STORAGE_LIMIT", "1Gi")
         .script(["echo running", "sleep 300"]);
-    let job = Harness::new(bench.runner().env("ROADSTEAD_CLASS", &class))?.start(&spec).await?;
+    let job = bench.harness_of(&class)?.start(&spec).await?;
     job.wait_log("running", DEADLINE).await?;
     // As the API server writes them.
     assert_eq!(limits(&bench, &spec).await?, amounts(&[("cpu", "500m"), ("memory", "128Mi")]));

@@ -149,7 +149,7 @@ async fn a_timeout_and_a_queue_survive_the_operator_that_kept_them() -> Result<(
     let bench = Installation::join().await?;
     let one_place = |class: &mut JobClass| class.spec.concurrency.max = Some(1);
     let class = bench.class("disruption-queue", one_place).await?;
-    let harness = Harness::new(bench.runner().env("ROADSTEAD_CLASS", class))?;
+    let harness = bench.harness_of(class)?;
     let limit = Duration::from_secs(20);
     let holder = JobSpec::fresh().image(bench.image("busybox")?).timeout(limit);
     let holder = holder.script(["echo running", "sleep 300"]);
