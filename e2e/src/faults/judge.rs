@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use roadstead_crds::Reason;
 
-use super::{DEADLINE, Finding, SHORT, SOON, Site};
-use crate::coordinator::JobSpec;
+use super::{DEADLINE, Finding, SOON, Site};
+use crate::coordinator::{JobSpec, contains};
 use crate::harness::{JobResult, Outcome, RunningJob};
 
 /// The first line of the script's output.
@@ -163,15 +163,12 @@ pub async fn final_reason(site: &Site<'_>, job: i64) -> Result<Option<Reason>> {
     Ok(job.status.and_then(|status| status.reason))
 }
 
-/// Waits until the job log has grown, and says how long that took.
-pub async fn goes_on(job: &RunningJob) -> Result<Duration> {
-    let (since, length) = (Instant::now(), job.log().len());
-    while job.log().len() == length {
-        if since.elapsed() > DEADLINE {
-            bail!("the job log did not grow for {DEADLINE:?}");
-        }
-        tokio::time::sleep(SHORT).await;
-    }
+/// Waits until the job log is longer than this, and says how long that took.
+///
+/// `log` has to be from before whatever may end the job: after its end nothing grows any more.
+pub async fn goes_on(job: &RunningJob, log: &[u8]) -> Result<Duration> {
+    let since = Instant::now();
+    job.wait_longer(log.len(), DEADLINE).await?;
     Ok(since.elapsed())
 }
 
@@ -183,10 +180,13 @@ pub async fn longest_silence(job: &RunningJob) -> Result<Duration> {
         job.wait_log(END, DEADLINE).await?;
         return Ok(longest);
     }
-    while !job.log_has(END) {
-        longest = longest.max(goes_on(job).await?);
+    loop {
+        let log = job.log();
+        if contains(&log, END.as_bytes()) {
+            return Ok(longest);
+        }
+        longest = longest.max(goes_on(job, &log).await?);
     }
-    Ok(longest)
 }
 
 fn tail(result: &JobResult) -> String {

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::judge::{BEGIN, END, Load, goes_on, longest_silence};
 use super::{DEADLINE, EVERY_BYTE, Fault, Finding, Site};
+use crate::coordinator::contains;
 use crate::harness::RunningJob;
 use crate::installation::{Cut, Proxy};
 
@@ -126,11 +127,12 @@ async fn many_resets(site: &Site<'_>) -> Result<Finding> {
     behind_relay(site, TRICKLE, async |proxy, job| {
         let mut slowest = Duration::ZERO;
         for _ in 0..40 {
-            proxy.cut();
-            slowest = slowest.max(goes_on(job).await?);
-            if job.log_has(END) {
+            let log = job.log();
+            if contains(&log, END.as_bytes()) {
                 break;
             }
+            proxy.cut();
+            slowest = slowest.max(goes_on(job, &log).await?);
         }
         Ok(Some(slowest))
     })
@@ -174,7 +176,8 @@ async fn shim_stopped(site: &Site<'_>) -> Result<Finding> {
     let shim = job.process().context("no shim is running")?;
     shim.signal(Signal::SIGSTOP)?;
     tokio::time::sleep(Duration::from_secs(10)).await;
+    let log = job.log();
     shim.signal(Signal::SIGCONT)?;
-    let recovery = goes_on(&job).await?;
+    let recovery = goes_on(&job, &log).await?;
     Ok(load.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery)))
 }

@@ -228,6 +228,26 @@ impl RunningJob {
         }
     }
 
+    /// Waits until the job log is longer than `length` bytes.
+    ///
+    /// # Errors
+    /// When the deadline passes first; the log is in the message.
+    pub async fn wait_longer(&self, length: usize, deadline: Duration) -> Result<()> {
+        match &self.0 {
+            Kind::Real(job) => job.wait_longer(length, deadline).await,
+            Kind::Harness(job) => {
+                let mut changes = job.build.log.changes();
+                let grown = tokio::time::timeout(deadline, changes.wait_for(|now| *now > length)).await;
+                if matches!(grown, Ok(Ok(_))) {
+                    return Ok(());
+                }
+                let log = job.build.log.bytes();
+                let log = String::from_utf8_lossy(&log);
+                bail!("the job log did not grow for {deadline:?}; log:\n{log}")
+            }
+        }
+    }
+
     /// Waits until the driver is called for a stage: `config`, `prepare`, `build_script`, `cleanup` and so on. With
     /// a real runner only stages of `run` can be waited for.
     ///

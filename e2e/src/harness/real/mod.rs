@@ -208,6 +208,15 @@ impl RealJob {
             .map_err(|error| self.with_own_log(error))
     }
 
+    pub(super) async fn wait_longer(&self, length: usize, deadline: Duration) -> Result<()> {
+        let has = |job: &JobSnapshot| log::Log::read(&job.trace).text.len() > length;
+        self.coordinator
+            .wait(self.id, deadline, has)
+            .await
+            .map(|_| ())
+            .map_err(|error| self.with_own_log(error))
+    }
+
     pub(super) async fn wait_stage(&self, stage: &str, deadline: Duration) -> Result<()> {
         let stage = if stage == "build_script" { "step_script" } else { stage };
         let has = |job: &JobSnapshot| log::Log::read(&job.trace).sections.iter().any(|one| one == stage);
