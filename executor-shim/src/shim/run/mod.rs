@@ -176,8 +176,8 @@ async fn run_once<O: Output>(
     file.write(known).map_err(|error| Failure::system(error.to_string()))?;
     let started = Timestamp::now();
     let exec = Exec::new(cluster.client.clone(), known.namespace.clone(), pod.name.clone());
-    let uid = known.cijob_uid.clone();
-    let mut oversight = CiJobOversight::new(cluster.cijobs(&known.namespace), known.cijob.clone(), uid);
+    let (cijobs, uid) = (cluster.cijobs(&known.namespace), known.cijob_uid.clone());
+    let mut oversight = CiJobOversight::new(cijobs, known.cijob.clone(), uid, pod.name);
     let mut progress = Progress::default();
     let (verdict, reconnects) =
         supervise(&exec, &mut oversight, &attempt, &mut progress, stopping, log).await;
