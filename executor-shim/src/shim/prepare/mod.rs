@@ -194,7 +194,10 @@ impl<O: Output> Start<'_, O> {
             self.log.line(&line).await;
         }
         let queued = status.queue.is_some();
-        if self.queued.replace(queued).is_some_and(|before| before != queued) {
+        let moved = self.queued.replace(queued).is_some_and(|before| before != queued);
+        // Each pod has the whole time for its start.
+        let pod = |status: &CiJobStatus| status.pod.as_ref().map(|pod| pod.name.clone());
+        if moved || self.status.as_ref().is_some_and(|before| pod(before) != pod(&status)) {
             self.since = Instant::now();
         }
         if status.phase.is_some_and(Phase::is_final) {
