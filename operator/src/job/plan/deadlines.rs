@@ -64,7 +64,8 @@ impl Planner<'_> {
             timeouts::later(self.observed.job.spec.request.requested_at.0, SignedDuration::from_millis(after))
         });
         let lost = status.lost_pod.as_ref().map(|lost| lost.since.0);
-        let since = created.or(lost).or(room).or_else(|| status::since(status, condition::ADMITTED))?;
+        // In the place of a lost pod the job may have had to wait for room again.
+        let since = created.or(lost.max(room)).or_else(|| status::since(status, condition::ADMITTED))?;
         Some(timeouts::after(since, status.timeouts.as_ref()?.start_seconds))
     }
 

@@ -15,10 +15,16 @@ impl Planner<'_> {
 
     /// Gives the job its next pod, with the next pull policy: that of a container cannot be changed.
     pub(super) fn pull_anew(mut self, trouble: Trouble) -> Plan {
+        let before = self.draft.status.clone();
         self.draft.status.pull_policies.remove(0);
         self.draft.start_again();
         self.unpulled = Some(trouble);
-        self.with_next_pod(Why::PulledAnew)
+        let plan = self.with_next_pod(Why::PulledAnew);
+        if plan.why == Why::AwaitingClass {
+            // No pod has tried the policy.
+            return Plan { status: before, ..plan };
+        }
+        plan
     }
 }
 
@@ -79,6 +85,21 @@ mod tests {
         again.metadata.uid = Some("pod-uid-2".to_owned());
         let last = plan_at(&then(&job, &next, Some(again)), 4_000);
         assert_eq!(stands(&last), (Some(Phase::Failed), Some(Reason::ImageNotFound)));
+    }
+
+    #[test]
+    fn a_pull_policy_that_no_pod_has_tried_is_kept() {
+        let job = asking([PullPolicy::Always, PullPolicy::IfNotPresent]);
+        let first = plan_at(&observed(job.clone()), 20);
+        let mut seen = then(&job, &first, Some(waiting("ErrImagePull", "manifest unknown")));
+        let classes = std::mem::take(&mut seen.classes);
+        let without = plan_at(&seen, 2_000);
+        assert_eq!(without.why, Why::AwaitingClass);
+
+        let mut seen = then(&job, &without, Some(waiting("ErrImagePull", "manifest unknown")));
+        seen.classes = classes;
+        let next = plan_at(&seen, 3_000);
+        assert_eq!((next.why, pull_policy(created(&next))), (Why::PulledAnew, Some("IfNotPresent")));
     }
 
     #[test]

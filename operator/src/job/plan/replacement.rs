@@ -76,6 +76,24 @@ fn another_pod_takes_the_place_of_a_lost_one_once() {
 }
 
 #[test]
+fn the_time_for_the_start_begins_when_there_is_room_for_the_other_pod() {
+    let lost = lost();
+    let mut replaced = plan_at(&later(&lost, Some(FIRST)), 61_000);
+    let mut job = lost.0.clone();
+    job.spec.replace = Some(FIRST.to_owned());
+    let identity = Identity::of(&job).unwrap();
+    // A quota refuses it for longer than a start may take.
+    let named = CiJob { status: Some(replaced.status), ..job.clone() };
+    let mut draft = Draft::of(&named, at(61_100));
+    draft.refused_by_quota(&identity, "exceeded quota: q");
+    replaced.status = draft.status;
+    let free = plan_at(&Observed { current: Current::Unknown, ..then(&job, &replaced, None) }, 700_000);
+    assert_eq!(free.why, Why::NewPod);
+    let next = plan_at(&Observed { current: Current::Unborn, ..then(&job, &free, None) }, 700_100);
+    assert_eq!(next.why, Why::Unsure, "{:?}", next.status.message);
+}
+
+#[test]
 fn what_is_left_of_a_lost_pod_goes_with_its_replacement() {
     let job = CiJob::clone(&started().job);
     let evicted = fixture::with_status(
