@@ -405,7 +405,7 @@ async fn warned(takes: Duration) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn why_the_container_is_being_ended_is_said_while_the_script_still_runs() {
-    let line = "The node is drained. The script has 10 s to end before it is killed.";
+    let line = "The node is drained. The script has at most 10 s to end before it is killed.";
     assert_eq!(warned(Duration::from_secs(3)).await, [line]);
     assert_eq!(warned(Duration::from_millis(100)).await, Vec::<String>::new(), "the end of the call says it");
 }

@@ -258,7 +258,7 @@ impl<S: Socket, O: Output, F: Farewell> Conversation<'_, S, O, F> {
                 Some((left, why)) = reason(warning, farewell) => {
                     self.warning = None;
                     let seconds = left.as_secs_f64().ceil();
-                    let line = format!("{why} The script has {seconds} s to end before it is killed.");
+                    let line = format!("{why} The script has at most {seconds} s to end before it is killed.");
                     self.output.line(&line).await;
                     continue;
                 }
