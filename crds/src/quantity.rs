@@ -86,6 +86,24 @@ impl Quantity {
         self.is_zero() || self.exponent >= 0
     }
 
+    /// The amount as a number, rounded up; of memory or storage, the bytes. `None`: it is less than
+    /// nothing or more than fits.
+    pub fn to_u64(&self) -> Option<u64> {
+        if self.is_negative() {
+            return None;
+        }
+        let zeros = usize::try_from(self.exponent).unwrap_or_default();
+        let cut = usize::try_from(-self.exponent).unwrap_or_default();
+        let whole = self.digits.len().saturating_sub(cut);
+        let digits = self.digits.iter().take(whole).copied().chain(std::iter::repeat_n(0, zeros));
+        let mut number = 0_u64;
+        for digit in digits {
+            number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
+        }
+        // The last digit of a fraction is not zero.
+        if whole < self.digits.len() { number.checked_add(1) } else { Some(number) }
+    }
+
     fn multiply(&mut self, factor: u64) {
         let mut carry = 0_u128;
         for digit in self.digits.iter_mut().rev() {
@@ -237,6 +255,28 @@ mod tests {
 
     fn quantity(text: &str) -> Quantity {
         Quantity::parse(text).unwrap_or_else(|_| panic!("{text:?} is a quantity"))
+    }
+
+    #[test]
+    fn numbers_are_rounded_up() {
+        for (text, number) in [
+            ("0", Some(0)),
+            ("1", Some(1)),
+            ("1Ki", Some(1024)),
+            ("256Mi", Some(256 << 20)),
+            ("1.5Gi", Some(3 << 29)),
+            ("2k", Some(2000)),
+            ("500m", Some(1)),
+            ("1500m", Some(2)),
+            ("1n", Some(1)),
+            ("-1", None),
+            ("-0", Some(0)),
+            ("7Ei", Some(7 << 60)),
+            ("1e30", None),
+            ("1e19", Some(10_000_000_000_000_000_000)),
+        ] {
+            assert_eq!(Quantity::parse(text).unwrap().to_u64(), number, "{text}");
+        }
     }
 
     #[test]

@@ -101,6 +101,14 @@ pub struct PodSettings {
     #[schemars(length(min = 1, max = 32))]
     pub shared_memory_size: Option<String>,
 
+    /// How much output of a container waits on the node's disk (in an emptyDir volume, so it counts
+    /// against the pod's ephemeral storage) while gitlab-runner is out of reach or slow to read: a
+    /// quantity, from `1Mi`. A script that has written more waits as well, and nothing is lost. Ended
+    /// stages that nobody has fetched may keep as much again. Without it 256Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub spool_size: Option<String>,
+
     /// Volumes besides Roadstead's own, of any kind that Kubernetes has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), transform = schema::bounded)]

@@ -69,7 +69,7 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "shim-stopped",
-        what: "the shim is stopped for 10 s while much output flows, and reads nothing",
+        what: "the shim is stopped for 10 s, and the script writes more than its spool takes",
         right: EVERY_BYTE,
         needs_host: false,
         alone: false,
@@ -171,7 +171,8 @@ async fn thin_line(site: &Site<'_>) -> Result<Finding> {
 async fn shim_stopped(site: &Site<'_>) -> Result<Finding> {
     let load = Load { chunks: 5, numbers: 90_000, pause: 10 };
     let spec = load.script(site.job()?);
-    let job = site.start(&spec).await?;
+    let class = site.class(|class| class.spec.pod.spool_size = Some("1Mi".to_owned())).await?;
+    let job = site.start_in(&class, &spec).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     let shim = job.process().context("no shim is running")?;
     shim.signal(Signal::SIGSTOP)?;

@@ -15,7 +15,6 @@ use roadstead_crds::labels::{
     AGENT_CONTAINER, AGENT_IMAGE_PATH, AGENT_PATH, BUILD_CONTAINER, HELPER_CONTAINER, MANAGER,
 };
 use roadstead_crds::request::{JobRequest, PullPolicy};
-use roadstead_crds::status::EffectiveTimeouts;
 use roadstead_crds::{GROUP, JobClassSpec, VERSION, labels};
 
 use crate::job::Identity;
@@ -149,12 +148,11 @@ fn agent(order: Order<'_>) -> Container {
 }
 
 fn helper(order: Order<'_>) -> Container {
-    let timeouts = &order.terms.timeouts;
     let (command, access) = match order.class.helper.agent {
-        AgentSource::Container => (wait_and_serve(HELPER_CONTAINER, timeouts), Access::Read),
+        AgentSource::Container => (wait_and_serve(HELPER_CONTAINER, order), Access::Read),
         AgentSource::HelperImage => {
             let mut command = strings([AGENT_IMAGE_PATH, "serve", "--install", AGENT_DIR]);
-            command.extend(serve_options(HELPER_CONTAINER, timeouts));
+            command.extend(serve_options(HELPER_CONTAINER, order));
             (command, Access::Write)
         }
     };
@@ -178,7 +176,7 @@ fn build_container(order: Order<'_>) -> Container {
         name: BUILD_CONTAINER.to_owned(),
         image: Some(terms.image.clone()),
         image_pull_policy: policy(terms.pull_policies.first().copied()),
-        command: Some(wait_and_serve(BUILD_CONTAINER, &terms.timeouts)),
+        command: Some(wait_and_serve(BUILD_CONTAINER, order)),
         env: Some(vec![pod_uid()]),
         security_context: as_user(order),
         lifecycle: class.pod.lifecycle.as_deref().cloned(),
@@ -202,8 +200,8 @@ fn common(order: Order<'_>, name: &str) -> Container {
 
 /// Waits for the agent with the shell that the image has, then becomes it. The shell is PID 1,
 /// for which a signal without a trap does nothing. Not every `sleep` knows fractions.
-fn wait_and_serve(container: &str, timeouts: &EffectiveTimeouts) -> Vec<String> {
-    let options = serve_options(container, timeouts).join(" ");
+fn wait_and_serve(container: &str, order: Order<'_>) -> Vec<String> {
+    let options = serve_options(container, order).join(" ");
     let script = format!(
         "trap 'exit 143' TERM INT; \
          until [ -x {AGENT_PATH} ]; do sleep 0.02 2>/dev/null || sleep 1; done; \
@@ -213,10 +211,15 @@ fn wait_and_serve(container: &str, timeouts: &EffectiveTimeouts) -> Vec<String> 
 }
 
 /// What every agent is told.
-fn serve_options(container: &str, timeouts: &EffectiveTimeouts) -> [String; 6] {
-    let [orphan, grace] = [timeouts.orphan_seconds, timeouts.termination_grace_seconds];
-    let [orphan, grace] = [orphan.to_string(), grace.to_string()];
-    ["--container", container, "--orphan-seconds", &orphan, "--grace-seconds", &grace].map(str::to_owned)
+fn serve_options(container: &str, order: Order<'_>) -> Vec<String> {
+    let timeouts = &order.terms.timeouts;
+    let numbers = [
+        ("--orphan-seconds", Some(timeouts.orphan_seconds.to_string())),
+        ("--grace-seconds", Some(timeouts.termination_grace_seconds.to_string())),
+        ("--spool-bytes", volumes::spool_bytes(&order.class.pod).map(|bytes| bytes.to_string())),
+    ];
+    let numbers = numbers.into_iter().filter_map(|(name, number)| Some([name.to_owned(), number?]));
+    [["--container".to_owned(), container.to_owned()]].into_iter().chain(numbers).flatten().collect()
 }
 
 /// The class's security context with the user that the job asks for, unless the class says which

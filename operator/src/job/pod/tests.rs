@@ -178,6 +178,7 @@ fn with_volumes_and_all_else_that_a_class_may_want() {
             "hostAliases": [{"ip": "10.0.0.7", "hostnames": ["registry.internal"]}],
             "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
             "sharedMemorySize": "1Gi",
+            "spoolSize": "64Mi",
             "volumes": [
                 {"name": "ccache", "persistentVolumeClaim": {"claimName": "ccache"}},
                 {"name": "certificates", "configMap": {"name": "company-ca"}},

@@ -18,6 +18,8 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const AGENT_VOLUME: &str = "roadstead-agent";
 const BUILDS_VOLUME: &str = "builds";
 const CACHE_VOLUME: &str = "cache";
+/// Bytes that a spool takes at least: some frames, so that output flows.
+const SMALLEST_SPOOL: u64 = 1 << 20;
 const SHARED_MEMORY_VOLUME: &str = "roadstead-shm";
 
 /// What decides about volumes.
@@ -184,14 +186,24 @@ pub(super) fn problems(space: Space<'_>) -> Vec<String> {
         }
     }
     problems.extend(working(space).into_iter().filter_map(|(_, path)| of_both(space, path)));
-    if let Some(size) = &space.pod.shared_memory_size {
-        match quantity::Quantity::parse(size) {
-            Ok(amount) if !amount.is_zero() && !amount.is_negative() => {}
-            Ok(_) => problems.push(format!("pod.sharedMemorySize: {size} is no size")),
-            Err(error) => problems.push(format!("pod.sharedMemorySize: {error}")),
+    let sizes = [
+        ("sharedMemorySize", &space.pod.shared_memory_size, "1", 1),
+        ("spoolSize", &space.pod.spool_size, "1Mi", SMALLEST_SPOOL),
+    ];
+    for (field, size, least, bytes) in sizes {
+        let Some(size) = size else { continue };
+        match quantity::Quantity::parse(size).map(|size| size.to_u64()) {
+            Ok(Some(amount)) if amount >= bytes => {}
+            Ok(_) => problems.push(format!("pod.{field}: {size} is no size from {least}")),
+            Err(error) => problems.push(format!("pod.{field}: {error}")),
         }
     }
     problems
+}
+
+/// Bytes of output that wait on the node's disk at most, where the class says how many.
+pub(super) fn spool_bytes(pod: &PodSettings) -> Option<u64> {
+    quantity::Quantity::parse(pod.spool_size.as_ref()?).ok()?.to_u64()
 }
 
 /// What is wrong with a volume of the class where jobs work: `helper` puts there what `build` works with.
@@ -282,10 +294,21 @@ mod tests {
     }
 
     #[test]
+    fn a_spool_takes_a_mebibyte_at_least() {
+        let of = |size: &str| problems(&json!({"spoolSize": size}));
+        for fine in ["1Mi", "1048576", "512Mi", "2G"] {
+            assert_eq!(of(fine), [""; 0], "{fine}");
+        }
+        assert_eq!(of("1048575"), ["pod.spoolSize: 1048575 is no size from 1Mi"]);
+        assert_eq!(of("-2Gi"), ["pod.spoolSize: -2Gi is no size from 1Mi"]);
+        assert_eq!(of("big").len(), 1);
+    }
+
+    #[test]
     fn shared_memory_has_a_size() {
         let of = |size: &str| problems(&json!({"sharedMemorySize": size}));
         assert_eq!(of("1Gi"), [""; 0]);
-        assert_eq!(of("0"), ["pod.sharedMemorySize: 0 is no size"]);
+        assert_eq!(of("0"), ["pod.sharedMemorySize: 0 is no size from 1"]);
         assert!(of("much")[0].starts_with("pod.sharedMemorySize: "), "{:?}", of("much"));
         let pod = json!({"sharedMemorySize": "1Gi", "volumes": [{"name": "a", "emptyDir": {}}],
             "volumeMounts": [{"name": "a", "mountPath": "/dev/shm"}]});
