@@ -54,6 +54,9 @@ pub enum Reason {
     ImageUnusable,
     /// The cluster refused the pod: admission, validation, missing rights.
     PodRejected,
+    /// The API server could not create the pod now: an admission webhook does not answer, for
+    /// instance. The operator keeps trying.
+    PodCreateFailed,
     /// A container of the pod could not be created.
     ContainerCreateFailed,
     /// A container ended while the job still needed it.
@@ -111,6 +114,7 @@ impl Reason {
             Self::ImagePullFailed => "ImagePullFailed",
             Self::ImageUnusable => "ImageUnusable",
             Self::PodRejected => "PodRejected",
+            Self::PodCreateFailed => "PodCreateFailed",
             Self::ContainerCreateFailed => "ContainerCreateFailed",
             Self::ContainerTerminated => "ContainerTerminated",
             Self::OutOfMemory => "OutOfMemory",
@@ -151,6 +155,7 @@ impl Reason {
             | Self::ClassInvalid
             | Self::ImagePullFailed
             | Self::PodRejected
+            | Self::PodCreateFailed
             | Self::ContainerCreateFailed
             | Self::ContainerTerminated
             | Self::PodEvicted

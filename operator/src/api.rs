@@ -52,6 +52,14 @@ impl CallError {
         }
     }
 
+    /// The server's words where it was in trouble itself: a webhook that does not answer, for instance.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::Refused(status) => (status.code >= 500).then_some(status.message.as_str()),
+            Self::Silence(_) | Self::Transport(_) => None,
+        }
+    }
+
     /// A quota has no room for the object now. The API server has no code of its own for that.
     pub fn is_quota(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code == 403 && status.message.contains("exceeded quota:"))

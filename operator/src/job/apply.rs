@@ -142,7 +142,14 @@ impl Writer {
         for action in plan.actions {
             match action {
                 Action::CreatePod(pod) => {
-                    let status = match self.create(identity, &pod).await? {
+                    let created = match self.create(identity, &pod).await {
+                        Ok(created) => created,
+                        Err(error) => {
+                            self.tell(identity, &job, &error).await?;
+                            return Err(error);
+                        }
+                    };
+                    let status = match created {
                         Created::Now(uid) => {
                             let mut draft = Draft::of(&job, (self.clock)());
                             draft.pod_exists(&uid);
@@ -227,6 +234,20 @@ impl Writer {
                 }),
             },
         }
+    }
+
+    /// Says in the status why there is no pod yet, where the API server has said so.
+    async fn tell(
+        &self,
+        identity: &Identity,
+        job: &Arc<CiJob>,
+        error: &ApplyError,
+    ) -> Result<(), ApplyError> {
+        let ApplyError::CreatePod { source, .. } = error else { return Ok(()) };
+        let Some(words) = source.trouble() else { return Ok(()) };
+        let mut draft = Draft::of(job, (self.clock)());
+        draft.cannot_create(words);
+        self.write(identity, job, draft.status).await.map(drop)
     }
 
     async fn delete_pod(&self, name: String, uid: String, grace: u32) -> Result<(), ApplyError> {

@@ -131,11 +131,23 @@ impl<'a> Draft<'a> {
 
     /// Stores the name of a pod, before the pod is created.
     pub fn name_pod(&mut self, pod: PodStatus) {
-        self.stand(Phase::Admitted, Reason::Scheduling, "The job's pod is being created.");
+        // Until there is a pod, the trouble with the one before says more.
+        if self.status.reason != Some(Reason::PodCreateFailed) {
+            self.stand(Phase::Admitted, Reason::Scheduling, "The job's pod is being created.");
+        }
         self.status.pod = Some(pod);
         if self.status.queue.is_some() {
             self.status.start.room_ms = Some(self.elapsed());
         }
+    }
+
+    /// The API server could not create the pod, in these words. The operator tries again.
+    pub fn cannot_create(&mut self, words: &str) {
+        let words = quoted(words);
+        let message = format!(
+            "The API server cannot create the job's pod at the moment: {words}. The operator tries again."
+        );
+        self.stand(Phase::Admitted, Reason::PodCreateFailed, &message);
     }
 
     /// The API server has the pod, under this UID.

@@ -279,10 +279,34 @@ async fn a_name_that_is_taken_is_looked_at() {
 
 #[tokio::test]
 async fn a_creation_that_may_succeed_another_time_is_an_error() {
-    for answer in [CONFLICT, TIMEOUT, Answer::Refused(500, "InternalError", "failed calling webhook")] {
-        let run = run(&fresh(), 20, &[Status(Done), Create(answer)]).await;
-        assert_eq!(run.error(), "create_pod");
-    }
+    let run = run(&fresh(), 20, &[Status(Done), Create(CONFLICT)]).await;
+    assert_eq!(run.error(), "create_pod");
+}
+
+#[tokio::test]
+async fn trouble_of_the_api_server_is_told_and_outlasts_the_next_try() {
+    let webhook =
+        Answer::Refused(500, "InternalError", "failed calling webhook \"mesh\": connection refused");
+    let first = run(&fresh(), 20, &[Status(Done), Create(webhook), Status(Done)]).await;
+    assert_eq!(first.error(), "create_pod");
+    assert_eq!(first.statuses()[1], (Some(Phase::Admitted), Some(Reason::PodCreateFailed)));
+    let mut job = first.seen.statuses[1].clone();
+    let message = job.status.as_ref().unwrap().message.clone().unwrap();
+    assert!(message.contains("failed calling webhook \"mesh\": connection refused"), "{message}");
+    // The next try says nothing new.
+    job.metadata.resource_version = Some("1".to_owned());
+    let again = Observed { job: Arc::new(job), ..fresh() };
+    let planned = plan(&again, &fixture::images(), at(1_000));
+    assert_eq!(planned.status.message, Some(message));
+    let mut draft = Draft::of(&again.job, at(1_100));
+    draft.pod_exists("pod-uid-2");
+    assert_eq!(draft.status.reason, Some(Reason::Scheduling));
+}
+
+#[tokio::test]
+async fn trouble_that_cannot_be_told_is_an_error_of_its_own() {
+    let run = run(&fresh(), 20, &[Status(Done), Create(TIMEOUT), Status(TIMEOUT)]).await;
+    assert_eq!(run.error(), "write_status");
 }
 
 #[tokio::test]
