@@ -1,12 +1,13 @@
 //! Whose executor runs the jobs that faults happen to: Roadstead, or GitLab's own one for comparison.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 
-use super::{SOON, Site};
+use super::Site;
 use crate::coordinator::JobSpec;
 use crate::gitlab_executor::{self, GitLabExecutor};
 use crate::harness::{Harness, RunningJob, real};
@@ -136,10 +137,10 @@ impl Site<'_> {
     }
 
     /// Waits until a job has no pod left.
-    pub(super) async fn wait_no_pods(&self, job: i64) -> Result<()> {
+    pub(super) async fn wait_no_pods(&self, job: i64, deadline: Duration) -> Result<()> {
         match self.executor {
-            Executor::Roadstead => self.bench.wait_no_pods(job, SOON).await,
-            Executor::GitLab(theirs) => theirs.wait_no_pods_of(job, SOON).await,
+            Executor::Roadstead => self.bench.wait_no_pods(job, deadline).await,
+            Executor::GitLab(theirs) => theirs.wait_no_pods_of(job, deadline).await,
         }
     }
 

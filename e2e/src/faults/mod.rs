@@ -1,6 +1,7 @@
 //! `cargo e2e faults`: breaks what can break under a running job, and looks whether the job ends as it should, with
 //! every byte of its output and with nothing left behind.
 
+mod admission;
 mod components;
 mod executor;
 mod hands;
@@ -41,8 +42,8 @@ const EVERY_BYTE: &str = "succeeds with every byte, and the script runs once";
 const DEADLINE: Duration = Duration::from_mins(4);
 /// What the cluster may take to show what has happened.
 const SOON: Duration = Duration::from_secs(90);
-/// What the cluster may take to come back. kube-proxy waits up to a minute before it asks an API server again that was
-/// away repeatedly, and until then no pod reaches it.
+/// What the cluster may take to come back. kube-proxy and the kubelet wait up to a minute, now and then twice, before they
+/// ask an API server again that was away: until then no pod reaches it, or none of the node is started or removed.
 const BACK: Duration = Duration::from_secs(180);
 /// Looks at things of this process, or at a cluster that cannot be watched because it is coming back.
 const SHORT: Duration = Duration::from_millis(50);
@@ -114,6 +115,7 @@ pub fn catalogue() -> impl Iterator<Item = &'static Fault> {
         streams::FAULTS,
         lifecycle::FAULTS,
         losses::FAULTS,
+        admission::FAULTS,
         objects::FAULTS,
         hands::FAULTS,
         node::FAULTS,
@@ -254,7 +256,8 @@ fn is_ready(pod: Option<&Pod>) -> bool {
 async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
     let began = Instant::now();
     let found = (fault.run)(site).await;
-    site.settle(fault.alone && fault.needs_host).await?;
+    let was_away = fault.alone && fault.needs_host;
+    site.settle(was_away).await?;
     site.remove_class().await?;
     let mut finding = match found {
         // Nothing but a wait for a job takes so long.
@@ -264,7 +267,8 @@ async fn once(fault: &Fault, site: &Site<'_>) -> Result<Finding> {
         }
         found => found?,
     };
-    if let Err(error) = site.wait_no_pods(finding.job).await {
+    let gone_by = if was_away { BACK } else { SOON };
+    if let Err(error) = site.wait_no_pods(finding.job, gone_by).await {
         finding.pod_left = true;
         finding.wrong.push(format!("{error:#}"));
     }

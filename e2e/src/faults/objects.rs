@@ -1,41 +1,23 @@
-//! The cluster refuses the job's pod, or somebody writes into the job's objects.
+//! The job's image is not to be had, or somebody writes into the job's objects.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use roadstead_crds::{CiJob, Reason};
 use serde_json::{Value, json};
 
 use super::judge::{BEGIN, Load, ended, longest_silence};
-use super::{DEADLINE, Fault, Finding, SHORT, SOON, Site, is_ready, system_failure};
+use super::{DEADLINE, Fault, Finding, SOON, Site, is_ready, system_failure};
 use crate::exec::capture;
 use crate::harness::Outcome;
 
 /// The faults.
 pub const FAULTS: &[Fault] = &[
-    Fault {
-        name: "admission-refuses",
-        what: "an admission policy refuses the job's pod",
-        right: "fails as the system's failure, with the policy's own words",
-        needs_host: false,
-        alone: false,
-        not_theirs: Some("a LimitRange shows it what a refusal is"),
-        run: |site| Box::pin(admission_refuses(site)),
-    },
-    Fault {
-        name: "limit-range-refuses",
-        what: "a LimitRange of the namespace has no room for the job's pod",
-        right: "fails as the system's failure, with the cluster's own words",
-        needs_host: false,
-        alone: true,
-        not_theirs: None,
-        run: |site| Box::pin(limit_range_refuses(site)),
-    },
     Fault {
         name: "registry-down",
         what: "the registry of the job's image refuses connections",
@@ -91,74 +73,6 @@ impl Drop for Applied<'_> {
         // Whoever comes next is told by its own failure.
         let _ = capture(&mut self.site.bench.cluster.kubectl(delete));
     }
-}
-
-/// Waits until the API server refuses such a pod: it learns of new rules a little later.
-async fn refused(site: &Site<'_>, pod: Value) -> Result<()> {
-    let pod: Pod = serde_json::from_value(pod)?;
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
-    let until = Instant::now() + SOON;
-    while site.pods().create(&dry, &pod).await.is_ok() {
-        if Instant::now() >= until {
-            bail!("the API server takes the pod, for {SOON:?}");
-        }
-        tokio::time::sleep(SHORT).await;
-    }
-    Ok(())
-}
-
-/// A pod with a limit of memory, in a namespace that enforces `baseline`.
-fn probe(name: &str) -> Value {
-    let resources = json!({"limits": {"memory": "64Mi"}});
-    let containers = [json!({"name": "probe", "image": "probe", "resources": resources})];
-    json!({"metadata": {"name": name}, "spec": {"containers": containers}})
-}
-
-async fn admission_refuses(site: &Site<'_>) -> Result<Finding> {
-    let spec = site.job()?.script(["true"]);
-    let prefix = format!("cij-{}-", spec.id);
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": "roadstead-fault"},
-        "spec": {
-            "matchConstraints": {"resourceRules": [
-                {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]},
-            ]},
-            "matchConditions": [
-                {"name": "job", "expression": format!("object.metadata.name.startsWith('{prefix}')")},
-            ],
-            "validations": [{"expression": "false", "message": "no ship leaves today"}],
-        },
-    });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": "roadstead-fault"},
-        "spec": {"policyName": "roadstead-fault", "validationActions": ["Deny"]},
-    });
-    let _there = Applied::new(site, "admission.json", &[policy, binding])?;
-    refused(site, probe(&format!("{prefix}probe"))).await?;
-    let since = Instant::now();
-    let result = site.bench.harness()?.run(&spec, DEADLINE).await?;
-    let words = "no ship leaves today";
-    ended(site, &result, system_failure, words, &[Reason::PodRejected], since.elapsed()).await
-}
-
-async fn limit_range_refuses(site: &Site<'_>) -> Result<Finding> {
-    let range = json!({
-        "apiVersion": "v1",
-        "kind": "LimitRange",
-        "metadata": {"name": "roadstead-fault", "namespace": site.namespace()},
-        "spec": {"limits": [{"type": "Pod", "max": {"memory": "32Mi"}}]},
-    });
-    let _there = Applied::new(site, "limits.json", &[range])?;
-    refused(site, probe("roadstead-fault")).await?;
-    let spec = site.job()?.script(["true"]);
-    let since = Instant::now();
-    let result = site.start(&spec).await?.finish(DEADLINE).await?;
-    let words = "maximum memory usage per Pod is 32Mi";
-    ended(site, &result, system_failure, words, &[Reason::PodRejected], since.elapsed()).await
 }
 
 async fn registry_down(site: &Site<'_>) -> Result<Finding> {
