@@ -11,6 +11,8 @@ pub enum Need {
     Components,
     /// A cluster that nobody else uses: its definitions and classes are changed.
     OwnCluster,
+    /// Images in which no job can run.
+    UnusableImages,
     /// A node of known speed that has the images already.
     QuietNode,
 }
@@ -22,6 +24,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("chart::helm_test_runs_a_job_or_says_why_it_cannot", Need::OwnCluster),
     ("class::where_one_pull_policy_brings_no_image_the_next_one_is_tried", Need::QuietNode),
     ("existing::a_second_release_beside_the_first_takes_nothing_and_leaves_nothing", Need::OwnCluster),
+    ("images::an_image_in_which_nothing_can_run_is_the_jobs_mistake", Need::UnusableImages),
     ("matching::a_class_for_protected_refs_takes_neither_others_nor_forks", Need::OwnCluster),
     ("matching::a_class_that_audits_says_what_it_would_have_refused", Need::OwnCluster),
     ("matching::a_class_that_cannot_be_used_says_why_and_takes_no_job", Need::OwnCluster),
@@ -51,7 +54,7 @@ impl Need {
     fn is_given_by(self, provider: Name) -> bool {
         match provider {
             Name::Host => true,
-            Name::Kind => self == Self::OwnCluster,
+            Name::Kind => matches!(self, Self::OwnCluster | Self::UnusableImages),
             Name::Existing => false,
         }
     }
@@ -62,6 +65,7 @@ impl Need {
             Self::AuditLog => "it reads the API server's audit log",
             Self::Components => "it looks into the cluster's components or disturbs them",
             Self::OwnCluster => "it changes what all of the cluster shares",
+            Self::UnusableImages => "it wants images that nobody else wants",
             Self::QuietNode => "it measures time, which means nothing on a node of unknown speed",
         }
     }

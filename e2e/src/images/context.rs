@@ -36,6 +36,14 @@ impl Images<'_> {
         recipe("busybox", files)
     }
 
+    /// Images in which no job can run.
+    pub(super) fn unusable(&self) -> [Recipe<'static>; 2] {
+        [("foreign", "sh"), ("no-shell", "nothing")].map(|(name, file)| {
+            let source = self.workspace.join("e2e/images").join(name).join(file);
+            recipe(name, vec![Input::new(file, source)])
+        })
+    }
+
     pub(super) fn debian_git(&self) -> Result<Recipe<'static>> {
         let files = match self.builder {
             Builder::Buildah => {

@@ -82,6 +82,9 @@ impl<'a> Images<'a> {
         let workshop = self.workshop();
         let debian = workshop.build(&self.debian_git()?)?;
         let mut archives = vec![workshop.build(&self.busybox())?];
+        for recipe in self.unusable() {
+            archives.push(workshop.build(&recipe)?);
+        }
         if self.builder == Builder::Buildah {
             archives.push(workshop.build(&self.pause()?)?);
         }

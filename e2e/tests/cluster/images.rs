@@ -120,3 +120,23 @@ async fn a_missing_image_is_told_in_seconds() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_in_which_nothing_can_run_is_the_jobs_mistake() -> Result<()> {
+    let bench = Installation::join().await?;
+    for (image, words) in
+        [("no-shell", "has no /bin/sh"), ("foreign", "is for another CPU architecture than the node's")]
+    {
+        let spec = JobSpec::fresh().image(bench.image(image)?).script(["echo not reached"]);
+        let result = bench.harness()?.run(&spec, DEADLINE).await?;
+        result.assert_script_failure(1);
+        assert!(result.text().contains(words), "no {words:?} in\n{}", result.text());
+        let took = result.calls_of("prepare")[0].duration().context("prepare has no end")?;
+        assert!(took < Duration::from_secs(20), "prepare took {took:?}");
+        let name = bench.cijobs_of(spec.id).await?[0].metadata.name.clone().context("no name")?;
+        let job = bench.wait_finished(&name, SOON).await?;
+        assert_eq!(job.status.and_then(|status| status.reason), Some(Reason::ImageUnusable));
+        bench.wait_no_pods(spec.id, SOON).await?;
+    }
+    Ok(())
+}

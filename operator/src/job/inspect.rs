@@ -120,9 +120,13 @@ fn hindrance(status: &ContainerStatus, setting: Setting<'_>) -> Option<Trouble> 
     }
     let terminated = state.terminated.as_ref()?;
     let reason = terminated.reason.as_deref().unwrap_or_default();
-    // What containerd and CRI-O call it when the command could not be run at all.
-    matches!(reason, "StartError" | "ContainerCannotRun")
-        .then(|| start::not_started(container, reason, terminated.message.as_deref().unwrap_or_default()))
+    let message = terminated.message.as_deref().unwrap_or_default();
+    // What containerd and CRI-O call it when the command could not be run at all. A command in a format that
+    // the kernel does not know is found only when runc has started the container, and runc's words are its log.
+    // A job that writes them itself makes the failure its own.
+    let unknown = || reason == "Error" && message.trim() == "exec /bin/sh: exec format error";
+    (matches!(reason, "StartError" | "ContainerCannotRun") || unknown())
+        .then(|| start::not_started(container, reason, message))
 }
 
 /// The trouble to tell: one that cannot pass before one that can, otherwise the first.
@@ -398,6 +402,12 @@ mod tests {
         let no_shell = json!({"terminated": {"exitCode": 128, "reason": "StartError",
             "message": "exec: \"/bin/sh\": stat /bin/sh: no such file or directory"}});
         let seen = look(Some("n"), with(&terminated(0, "Completed"), &running(), &no_shell));
+        let Some(PodEnd::CannotStart(trouble)) = seen.end else { panic!("{:?}", seen.end) };
+        assert_eq!(trouble.reason, Reason::ImageUnusable);
+        // As runc's own log, which the kubelet has copied.
+        let foreign = json!({"terminated": {"exitCode": 1, "reason": "Error",
+            "message": "exec /bin/sh: exec format error\n"}});
+        let seen = look(Some("n"), with(&terminated(0, "Completed"), &running(), &foreign));
         let Some(PodEnd::CannotStart(trouble)) = seen.end else { panic!("{:?}", seen.end) };
         assert_eq!(trouble.reason, Reason::ImageUnusable);
     }

@@ -141,8 +141,6 @@ fn agent(order: Order<'_>) -> Container {
         image_pull_policy: policy(order.class.helper.pull_policy),
         command: Some(strings([AGENT_IMAGE_PATH, "install", AGENT_DIR])),
         volume_mounts: Some(vec![volumes::agent(Access::Write)]),
-        // No job runs in it, so its last words can be believed.
-        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..common(order, AGENT_CONTAINER)
     }
 }
@@ -194,6 +192,8 @@ fn common(order: Order<'_>, name: &str) -> Container {
     Container {
         resources: order.terms.resources.get(name).and_then(resources::requirements),
         security_context: order.class.pod.container_security_context.clone(),
+        // For the last words of the agent, and of a container runtime that could not start it.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }
