@@ -2,6 +2,7 @@
 //! `default`, and the time of a start. One test after the other.
 
 mod matching;
+mod namespace;
 mod operators;
 mod start;
 mod takeover;
