@@ -27,6 +27,15 @@ pub const FAULTS: &[Fault] = &[
         run: |site| Box::pin(deleted_at_start(site)),
     },
     Fault {
+        name: "cijob-deleted-in-queue",
+        what: "somebody deletes the CiJob while it waits for room in its class",
+        right: "succeeds with every byte when there is room: gitlab-runner prepares it again",
+        needs_host: false,
+        alone: false,
+        not_theirs: Some("it has no object for a job"),
+        run: |site| Box::pin(deleted_in_queue(site)),
+    },
+    Fault {
         name: "cijob-deleted-in-checkout",
         what: "somebody deletes the CiJob during the checkout",
         right: "fails as the system's failure, and the pod goes",
@@ -104,6 +113,23 @@ async fn deleted_at_start(site: &Site<'_>) -> Result<Finding> {
         finding.wrong.push(format!("it was prepared {} times", result.calls_of("prepare").len()));
     }
     Ok(finding)
+}
+
+async fn deleted_in_queue(site: &Site<'_>) -> Result<Finding> {
+    let class = site.class(|class| class.spec.concurrency.max = Some(1)).await?;
+    let first = site.start_in(&class, &site.job()?.script(["echo running", "sleep 300"])).await?;
+    first.wait_log("running\n", DEADLINE).await?;
+    let spec = LOAD.script(site.job()?);
+    let job = site.start_in(&class, &spec).await?;
+    job.wait_log("Waiting for room", DEADLINE).await?;
+    delete_cijob(site, spec.id).await?;
+    job.wait_log("the job's CiJob was deleted while its pod started", DEADLINE).await?;
+    first.abort();
+    first.finish(DEADLINE).await?;
+    let since = Instant::now();
+    job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
+    let recovery = since.elapsed();
+    Ok(LOAD.judge(spec.id, &job.finish(DEADLINE).await?, Some(recovery)))
 }
 
 async fn deleted_in_checkout(site: &Site<'_>) -> Result<Finding> {
