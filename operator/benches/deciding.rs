@@ -11,7 +11,7 @@ use std::sync::Arc;
 use divan::Bencher;
 use roadstead_crds::{CiJob, JobClass};
 use roadstead_operator::job::Identity;
-use roadstead_operator::job::plan::{Current, Observed, plan};
+use roadstead_operator::job::plan::{Current, Observed, plan, wants_room};
 use roadstead_operator::policy::Images;
 use roadstead_operator::policy::matching::Subject;
 use roadstead_operator::policy::queue::Room;
@@ -80,7 +80,7 @@ fn choosing_a_class(bencher: Bencher<'_, '_>, classes: usize) {
     bencher.bench_local(|| choose(black_box(&job)));
 }
 
-/// All of it: class, resources, placement, timeouts, pod and status.
+/// All of it, with the question for room: class, resources, placement, timeouts, pod and status.
 #[divan::bench(args = [1, 10, 100])]
 fn planning_a_job(bencher: Bencher<'_, '_>, classes: usize) {
     let job = job(classes);
@@ -89,13 +89,17 @@ fn planning_a_job(bencher: Bencher<'_, '_>, classes: usize) {
         classes: candidates(classes),
         pods: vec![],
         current: Current::Unknown,
+        selected: None,
         room: Room::Free,
         job: Arc::new(job),
     };
     let images = Images { helper: "helper".to_owned(), agent: "agent".to_owned() };
     let now = observed.job.spec.request.requested_at.0;
     assert_eq!(plan(&observed, &images, now).actions.len(), 1, "the job gets its pod");
-    bencher.bench_local(|| plan(black_box(&observed), &images, now));
+    bencher.with_inputs(|| observed.clone()).bench_local_values(|mut observed| {
+        assert!(wants_room(black_box(&mut observed)).is_some());
+        plan(&observed, &images, now)
+    });
 }
 
 /// Making a class ready, which happens once for each version of its spec.

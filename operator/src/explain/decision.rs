@@ -89,6 +89,7 @@ pub fn decide(job: &CiJob, candidates: &[Arc<Candidate>], images: &Images) -> De
         pods: vec![],
         current: Current::Unknown,
         // It is about what the job would get, not when.
+        selected: None,
         room: Room::Free,
     };
     let plan = plan(&observed, images, now);

@@ -87,8 +87,8 @@ pub async fn observe(
         pods.push(pod);
     }
     let current = current(sources, &identity, &job, &mut pods).await?;
-    let mut observed = Observed { identity, job, classes, pods, current, room: Room::Free };
-    if let Some(class) = wants_room(&observed) {
+    let mut observed = Observed { identity, job, classes, pods, current, selected: None, room: Room::Free };
+    if let Some(class) = wants_room(&mut observed) {
         observed.room = sources.queues.ask(&observed.job, &class, now);
     }
     Ok(observed)
@@ -170,6 +170,7 @@ mod tests {
             classes: fixture::candidates(),
             pods: vec![],
             current: Current::Unknown,
+            selected: None,
             room: Room::Free,
         };
         let status = plan(&observed, &fixture::images(), at(20)).status;

@@ -35,8 +35,26 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     /// The pod whose name the status records.
     pub current: Current,
+    /// Which of the classes the job gets, where [`wants_room`] had to find that out.
+    pub selected: Option<Selected>,
     /// Whether there is room for the pod that [`wants_room`] tells of.
     pub room: Room,
+}
+
+/// The class that a job gets or why it gets none, and the expressions that failed on the way.
+#[derive(Clone, Debug)]
+pub struct Selected {
+    selection: Selection,
+    faults: Vec<Fault>,
+}
+
+impl Selected {
+    fn of(observed: &Observed) -> Self {
+        let subject = Subject::new(&observed.job.spec.request, &observed.identity.namespace);
+        let mut faults = vec![];
+        let selection = select::select(&subject, &observed.classes, &mut faults);
+        Self { selection, faults }
+    }
 }
 
 /// What is known of the pod whose name the status records.
@@ -152,9 +170,10 @@ pub fn plan(observed: &Observed, images: &Images, now: Timestamp) -> Plan {
     }
 }
 
-/// The class in which the job needs room for a pod, if it is about to get one.
-pub fn wants_room(observed: &Observed) -> Option<Arc<Candidate>> {
-    let Observed { identity, job, classes, current, .. } = observed;
+/// The class in which the job needs room for a pod, if it is about to get one. Where it gets its class only now,
+/// that is put into what is observed: with many classes it is most of the work.
+pub fn wants_room(observed: &mut Observed) -> Option<Arc<Candidate>> {
+    let Observed { job, classes, current, .. } = &*observed;
     if job.metadata.deletion_timestamp.is_some() || job.spec.hold || job.spec.report.is_some() {
         return None;
     }
@@ -171,10 +190,9 @@ pub fn wants_room(observed: &Observed) -> Option<Arc<Candidate>> {
     if let Some(class) = admitted.and_then(|status| status.class.as_deref()) {
         return classes.iter().find(|candidate| candidate.name() == class).cloned();
     }
-    let subject = Subject::new(&job.spec.request, &identity.namespace);
-    // What fails on the way is told by the plan.
-    match select::select(&subject, classes, &mut vec![]) {
-        Selection::Chosen(choice) => Some(choice.class),
+    let selected = observed.selected.insert(Selected::of(observed));
+    match &selected.selection {
+        Selection::Chosen(choice) => Some(Arc::clone(&choice.class)),
         Selection::Missing(_) | Selection::Refused(_) => None,
     }
 }
@@ -336,12 +354,12 @@ impl<'a> Planner<'a> {
 
     /// The class that the job gets.
     fn choice(&mut self) -> Result<Choice, NoPod> {
-        let Observed { identity, job, classes, .. } = self.observed;
-        let subject = Subject::new(&job.spec.request, &identity.namespace);
-        match select::select(&subject, classes, &mut self.faults) {
+        let selected = self.observed.selected.clone().unwrap_or_else(|| Selected::of(self.observed));
+        self.faults.extend(selected.faults);
+        match selected.selection {
             Selection::Chosen(choice) => Ok(choice),
             Selection::Missing(verdict) => Err(NoPod::Class(verdict)),
-            Selection::Refused(verdict) => Err(match &job.spec.request.class_name {
+            Selection::Refused(verdict) => Err(match &self.observed.job.spec.request.class_name {
                 Some(named) => self.refused_by(named, verdict),
                 None => NoPod::Ever(verdict),
             }),

@@ -176,6 +176,7 @@ fn fresh() -> Observed {
         classes: fixture::candidates(),
         pods: vec![],
         current: Current::Unknown,
+        selected: None,
         room: Room::Free,
     }
 }

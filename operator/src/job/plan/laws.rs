@@ -136,6 +136,7 @@ impl World {
             classes: self.classes.clone(),
             pods,
             current,
+            selected: None,
             room: self.room.clone(),
         }
     }

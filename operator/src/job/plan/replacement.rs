@@ -144,8 +144,8 @@ fn a_forgotten_pod_is_the_jobs_again_even_where_its_class_is_full() {
     let found = forgotten(job.status.as_ref(), &before.identity, &pods).unwrap();
     let current = Current::Present { pod: Arc::clone(found), watched: true };
     let wait = Wait { obstacle: Obstacle::Class, position: 1, of: 1, running: 4, max: Some(4), retry: None };
-    let observed = Observed { job: Arc::new(job), current, room: Room::Taken(wait), ..before };
-    assert!(wants_room(&observed).is_none(), "it has room");
+    let mut observed = Observed { job: Arc::new(job), current, room: Room::Taken(wait), ..before };
+    assert!(wants_room(&mut observed).is_none(), "it has room");
     let plan = plan_at(&observed, 60_000);
     assert_eq!((plan.why, &plan.actions[..]), (Why::Running, &[][..]));
     assert_eq!(plan.status.pod, was.pod);

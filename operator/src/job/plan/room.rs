@@ -17,7 +17,15 @@ fn full(position: usize) -> Room {
 fn observed(job: CiJob, room: Room) -> Observed {
     let identity = Identity::of(&job).unwrap();
     let classes = fixture::candidates();
-    Observed { identity, job: Arc::new(job), classes, pods: vec![], current: Current::Unknown, room }
+    Observed {
+        identity,
+        job: Arc::new(job),
+        classes,
+        pods: vec![],
+        current: Current::Unknown,
+        selected: None,
+        room,
+    }
 }
 
 fn after(plan: &Plan, room: Room) -> Observed {
@@ -108,7 +116,7 @@ fn a_quota_is_tried_again_when_it_is_the_jobs_turn_and_under_another_name() {
 
 #[test]
 fn room_is_asked_for_by_those_who_are_about_to_get_a_pod() {
-    let wants = |job: CiJob| wants_room(&observed(job, Room::Free)).is_some();
+    let wants = |job: CiJob| wants_room(&mut observed(job, Room::Free)).is_some();
     assert!(wants(fixture::job()));
     let mut held = fixture::job();
     held.spec.hold = true;

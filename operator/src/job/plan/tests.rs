@@ -24,6 +24,7 @@ pub(super) fn observed(job: CiJob) -> Observed {
         classes,
         pods: vec![],
         current: Current::Unknown,
+        selected: None,
         room: Room::Free,
     }
 }
