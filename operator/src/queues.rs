@@ -11,12 +11,13 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use kube::runtime::reflector::{ObjectRef, Store};
 use roadstead_crds::jobclass::Concurrency;
-use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Reason};
 use tokio::sync::mpsc;
 
 use crate::backoff::{Backoffs, Random};
 use crate::classes::Classes;
 use crate::job::memory::Memory;
+use crate::job::place::{Place, place};
 use crate::job::status::waits_for_room;
 use crate::policy::census::Census;
 use crate::policy::queue::{self, Entry, Obstacle, Quota, Room, Stand, Wait, Waiting};
@@ -259,7 +260,7 @@ impl Queues {
                 let asks = asking.is_some_and(|(asking, _)| asking == uid);
                 // What is being deleted asks for nothing any more, and would hold up those behind it.
                 let waits = job.metadata.deletion_timestamp.is_none();
-                let stand = match stand(job.status.as_ref(), class) {
+                let stand = match place(job.status.as_ref(), class) {
                     Place::Has(stand) => stand,
                     Place::Over => Stand::Over,
                     Place::Waits | Place::Elsewhere if has_promise => Stand::Starts,
@@ -307,32 +308,6 @@ fn key(namespace: &str, class: &str) -> String {
 
 fn is(job: &CiJob, uid: &str) -> bool {
     job.metadata.uid.as_deref() == Some(uid)
-}
-
-/// How a job stands to the places of a class, by its status.
-enum Place {
-    Has(Stand),
-    Waits,
-    /// It is of another class, or has none yet, or does not ask for a pod.
-    Elsewhere,
-    /// It has ended.
-    Over,
-}
-
-fn stand(status: Option<&CiJobStatus>, class: &str) -> Place {
-    let Some(status) = status else { return Place::Elsewhere };
-    if status.class.as_deref() != Some(class) {
-        return Place::Elsewhere;
-    }
-    if status.phase.is_some_and(Phase::is_final) {
-        return Place::Over;
-    }
-    match &status.pod {
-        _ if waits_for_room(status) => Place::Waits,
-        Some(pod) if pod.uid.is_some() => Place::Has(Stand::Runs),
-        Some(_) => Place::Has(Stand::Starts),
-        None => Place::Elsewhere,
-    }
 }
 
 fn entries(known: &[Known]) -> Vec<Entry<'_>> {

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod memory;
 pub mod observe;
 pub mod overlay;
+pub mod place;
 pub mod plan;
 pub mod pod;
 pub mod status;

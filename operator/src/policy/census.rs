@@ -4,7 +4,8 @@ use roadstead_crds::jobclass::{ClassJobs, Rejection};
 use roadstead_crds::status::condition;
 use roadstead_crds::{CiJob, Phase};
 
-use crate::job::status::{is_true, waits_for_room};
+use crate::job::place::{Place, place};
+use crate::job::status::is_true;
 use crate::policy::words::shortened;
 
 /// Longest message of a rejection, in characters.
@@ -27,10 +28,10 @@ impl Census {
         };
         let add = |number: &mut i32| *number = number.saturating_add(1);
         add(&mut self.jobs.matched);
-        if waits_for_room(status) {
-            add(&mut self.jobs.queued);
-        } else if !status.phase.is_some_and(Phase::is_final) && status.pod.is_some() {
-            add(&mut self.jobs.running);
+        match place(Some(status), class) {
+            Place::Waits => add(&mut self.jobs.queued),
+            Place::Has(_) => add(&mut self.jobs.running),
+            Place::Elsewhere | Place::Over => {}
         }
         let ended_badly = matches!(status.phase, Some(Phase::Failed | Phase::Errored));
         if !ended_badly || is_true(status, condition::ADMITTED) {

@@ -4,6 +4,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
+use roadstead_crds::Phase;
 use roadstead_crds::status::{PodStatus, QueueStatus};
 use roadstead_crds::{JobClass, JobClassSpec};
 use tokio::sync::mpsc::UnboundedReceiver;
