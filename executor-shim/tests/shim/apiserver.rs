@@ -43,6 +43,8 @@ pub struct World {
     /// Ends every exec stream when it changes.
     breaker: tokio::sync::watch::Sender<u32>,
     watchers: Vec<mpsc::UnboundedSender<Value>>,
+    /// The changes of all CiJobs, in order.
+    history: Vec<Value>,
 }
 
 /// A running API server. It ends with the test.
@@ -117,8 +119,9 @@ impl World {
         let Some(job) = self.jobs.get_mut(name) else { return };
         change(job);
         job["metadata"]["resourceVersion"] = json!(version);
-        let job = job.clone();
-        self.tell(&json!({"type": "MODIFIED", "object": job}));
+        let event = json!({"type": "MODIFIED", "object": job});
+        self.tell(&event);
+        self.history.push(event);
     }
 
     /// Sends an event to every watch.
@@ -220,17 +223,18 @@ impl World {
         reply(201, &job)
     }
 
-    /// Everything after that version, which is at most the newest one here.
+    /// Everything after that version.
     fn watch(&mut self, query: &str) -> Response {
         let part = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)).unwrap_or_default();
         let name = part("fieldSelector=metadata.name%3D");
         let since: u64 = part("resourceVersion=").parse().unwrap();
         assert!(!name.is_empty() && !part("timeoutSeconds=").is_empty(), "{query}");
         let (sender, receiver) = mpsc::unbounded_channel();
-        if let Some(job) = self.jobs.get(name) {
-            let version: u64 = job["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-            if version > since {
-                sender.send(json!({"type": "MODIFIED", "object": job})).unwrap();
+        for event in &self.history {
+            let metadata = &event["object"]["metadata"];
+            let version: u64 = metadata["resourceVersion"].as_str().unwrap().parse().unwrap();
+            if metadata["name"] == name && version > since {
+                sender.send(event.clone()).unwrap();
             }
         }
         self.watchers.push(sender);
