@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::judge::{BEGIN, Load, ended, final_reason};
 use super::lifecycle::endless;
-use super::losses::{pod, slow_checkout};
+use super::losses::{gated, let_go, pod, slow_checkout};
 use super::{DEADLINE, EVERY_BYTE, Fault, Finding, SOON, Site, system_failure};
 use crate::exec::capture;
 
@@ -101,10 +101,12 @@ async fn patch(site: &Site<'_>, name: &str, patch: Value) -> kube::Result<CiJob>
 
 async fn deleted_at_start(site: &Site<'_>) -> Result<Finding> {
     let spec = LOAD.script(site.job()?);
-    let job = site.start(&spec).await?;
+    let job = site.start_in(&gated(site).await?, &spec).await?;
     pod(site, spec.id, 1).await?;
     delete_cijob(site, spec.id).await?;
     let since = Instant::now();
+    // Its next CiJob's.
+    let_go(site, spec.id, 1).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     let recovery = since.elapsed();
     let result = job.finish(DEADLINE).await?;
@@ -133,7 +135,7 @@ async fn deleted_in_queue(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn deleted_in_checkout(site: &Site<'_>) -> Result<Finding> {
-    let spec = slow_checkout(site, LOAD.script(site.job()?))?;
+    let spec = slow_checkout(site, LOAD.script(site.job()?), 1)?;
     let job = site.start(&spec).await?;
     job.wait_log("checking out in cij-", DEADLINE).await?;
     delete_cijob(site, spec.id).await?;

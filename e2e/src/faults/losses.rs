@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use kube::api::{DeleteParams, EvictParams};
+use kube::api::{DeleteParams, EvictParams, Patch, PatchParams};
 use roadstead_crds::{CiJob, Reason};
+use serde_json::json;
 
 use super::judge::{BEGIN, Load, ended};
 use super::{DEADLINE, Fault, Finding, SOON, Site, system_failure};
@@ -68,14 +69,34 @@ pub async fn pod(site: &Site<'_>, job: i64, attempt: i32) -> Result<String> {
     Ok(found.status.and_then(|status| status.pod).context("no pod")?.name)
 }
 
-/// A job whose checkout says so and takes a while.
-pub fn slow_checkout(site: &Site<'_>, spec: JobSpec) -> Result<JobSpec> {
+/// A class whose pods go to no node before somebody lets them. No fault comes too late for their start.
+pub async fn gated(site: &Site<'_>) -> Result<String> {
+    let overlay = json!({"spec": {"schedulingGates": [{"name": "roadstead.test/fault"}]}});
+    site.class(|class| class.spec.pod.overlay = overlay.as_object().cloned()).await
+}
+
+/// Lets the job's pod of that number go to a node.
+pub async fn let_go(site: &Site<'_>, job: i64, attempt: i32) -> Result<()> {
+    let name = pod(site, job, attempt).await?;
+    let open = Patch::Merge(json!({"spec": {"schedulingGates": null}}));
+    let patched = site.pods().patch(&name, &PatchParams::default(), &open).await;
+    patched.context("cannot let the pod go").map(drop)
+}
+
+/// A job whose checkout says where it is, and comes to no end in the first so many pods.
+pub fn slow_checkout(site: &Site<'_>, spec: JobSpec, pods: u32) -> Result<JobSpec> {
     let files = Commit::new("first").file("greeting", "hello\n");
     let repository = GitRepo::create(site.bench.dir().join(format!("{}.git", spec.id)), &[files])?;
     let served = site.bench.coordinator.serve(&format!("faults/{}", spec.id), &repository);
     Ok(spec
         .checkout(&served)
-        .hook("pre_get_sources_script", ["echo checking out in $(cat /etc/hostname)", "sleep 4"])
+        .hook(
+            "pre_get_sources_script",
+            [
+                "pod=$(cat /etc/hostname); echo checking out in $pod",
+                &format!("if [ ${{pod##*-}} -le {pods} ]; then sleep 300; fi"),
+            ],
+        )
         .variable("EXECUTOR_JOB_SECTION_ATTEMPTS", "3"))
 }
 
@@ -99,11 +120,12 @@ async fn in_the_second(site: &Site<'_>, mut finding: Finding) -> Result<Finding>
 
 async fn deleted_at_start(site: &Site<'_>) -> Result<Finding> {
     let spec = LOAD.script(site.job()?);
-    let job = site.start(&spec).await?;
+    let job = site.start_in(&gated(site).await?, &spec).await?;
     let name = pod(site, spec.id, 1).await?;
     let soon = DeleteParams::default().grace_period(1);
     site.pods().delete(&name, &soon).await.context("cannot delete the pod")?;
     let since = Instant::now();
+    let_go(site, spec.id, 2).await?;
     job.wait_log(&format!("{BEGIN}\n"), DEADLINE).await?;
     let recovery = since.elapsed();
     let result = job.finish(DEADLINE).await?;
@@ -115,7 +137,7 @@ async fn deleted_at_start(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn evicted_in_checkout(site: &Site<'_>) -> Result<Finding> {
-    let spec = slow_checkout(site, LOAD.script(site.job()?))?;
+    let spec = slow_checkout(site, LOAD.script(site.job()?), 1)?;
     let job = site.start(&spec).await?;
     evict(site, &job, spec.id, 1).await?;
     let since = Instant::now();
@@ -127,7 +149,7 @@ async fn evicted_in_checkout(site: &Site<'_>) -> Result<Finding> {
 }
 
 async fn evicted_twice(site: &Site<'_>) -> Result<Finding> {
-    let spec = slow_checkout(site, LOAD.script(site.job()?))?;
+    let spec = slow_checkout(site, LOAD.script(site.job()?), 2)?;
     let job = site.start(&spec).await?;
     evict(site, &job, spec.id, 1).await?;
     evict(site, &job, spec.id, 2).await?;
