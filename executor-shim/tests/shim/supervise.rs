@@ -119,6 +119,27 @@ async fn the_longer_an_interruption_the_fewer_the_tries() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_api_server_that_answers_and_is_not_ready_is_asked_again_soon() {
+    for (down, starting) in [(10, 5), (60, 5), (60, 20), (200, 5)] {
+        let agent = short_script();
+        let up = Instant::now() + Duration::from_secs(down);
+        let ready = up + Duration::from_secs(starting);
+        let script = Script::new([Try::agent(&agent, 300)], move || match Instant::now() {
+            now if now < up => Try::trouble(),
+            now if now < ready => Try::Fail(ConnectError::Unable("not yet ready to handle request".into())),
+            _ => Try::agent(&agent, whole()),
+        });
+        let supervised = supervised(&script).await;
+        assert!(matches!(supervised.verdict, Verdict::Exited(_)), "{:?}", supervised.verdict);
+        // The one wait that grew with the outage, and a short one.
+        let late = Instant::now() - ready;
+        let most = Duration::from_secs(down / 4 + 5).saturating_sub(Duration::from_secs(starting));
+        assert!(late <= most.max(Duration::from_secs(6)), "{down} s, {starting} s: {late:?}");
+        assert!(script.made().len() <= 40, "{} tries", script.made().len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_quiet_script_on_a_line_that_breaks_now_and_then_goes_on() {
     let agent = short_script();
     let quiet = || {

@@ -38,9 +38,19 @@ pub enum ConnectError {
     /// It is not allowed, and trying again will not change that.
     #[error("{0}")]
     Denied(String),
-    /// The API server or the way to it has trouble.
+    /// The API server has trouble, as it says itself.
+    #[error("{0}")]
+    Unable(String),
+    /// There is no answer.
     #[error("{0}")]
     Trouble(String),
+}
+
+impl ConnectError {
+    /// Whether it is what the API server says, so that there is one.
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, Self::Trouble(_))
+    }
 }
 
 /// Exec through the API server.
@@ -89,7 +99,7 @@ fn classify(error: &kube::Error) -> ConnectError {
 fn by_status(status: &Status) -> ConnectError {
     let message = status.message.trim().to_owned();
     match status.code {
-        403 if cluster::is_starting(&message) => ConnectError::Trouble(message),
+        403 if cluster::is_starting(&message) => ConnectError::Unable(message),
         401 => {
             ConnectError::Denied(format!("the API server does not accept the shim's credentials: {message}"))
         }
@@ -101,7 +111,7 @@ fn by_status(status: &Status) -> ConnectError {
         // The pod has no node yet, or the kubelet has not seen it, or the container does not run.
         400 => ConnectError::NotReady(message),
         500 if is_about_the_container(&message) => ConnectError::NotReady(message),
-        _ => ConnectError::Trouble(message),
+        _ => ConnectError::Unable(message),
     }
 }
 
@@ -131,12 +141,12 @@ mod tests {
                     "unable to upgrade connection: container not found (\"build\")".into(),
                 ),
             ),
-            (500, "etcdserver: leader changed", ConnectError::Trouble("etcdserver: leader changed".into())),
-            (429, "too many requests", ConnectError::Trouble("too many requests".into())),
+            (500, "etcdserver: leader changed", ConnectError::Unable("etcdserver: leader changed".into())),
+            (429, "too many requests", ConnectError::Unable("too many requests".into())),
             (
                 403,
                 "forbidden: not yet ready to handle request",
-                ConnectError::Trouble("forbidden: not yet ready to handle request".into()),
+                ConnectError::Unable("forbidden: not yet ready to handle request".into()),
             ),
         ] {
             assert_eq!(by_status(&Status::failure(message, "").with_code(code)), error, "{code} {message}");

@@ -22,7 +22,8 @@ const WORTH_A_LINE: Duration = Duration::from_secs(5);
 
 /// Waits before the connection is opened again: from the first they double up to the ordinary one.
 /// A longer interruption is waited for longer, so that a stage costs the cluster about twenty tries
-/// at most and is back soon for as long as it was away.
+/// at most and is back soon for as long as it was away. An API server that answers again and is not
+/// ready yet is a new beginning.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const ORDINARY_WAIT: Duration = Duration::from_secs(5);
 const PART_OF_OUTAGE: u32 = 5;
@@ -118,6 +119,8 @@ enum Connection {
 /// An interruption of the conversation.
 struct Outage {
     since: Instant,
+    /// When the API server first said something in it.
+    answered: Option<Instant>,
     failures: u32,
     announced: bool,
 }
@@ -174,6 +177,7 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
         loop {
             let life = self.progress.signs_of_life;
             let connection = self.connection(Purpose::Run).await;
+            let answered = matches!(&connection, Connection::Failed(error) if error.is_answer());
             if self.progress.signs_of_life > life {
                 // It is being taken care of: whatever follows is a new interruption.
                 self.outage = None;
@@ -186,7 +190,7 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
                 Err(reason) => reason,
             };
             tracing::info!(reason, stage = self.attempt.stage, "the connection to the agent is lost");
-            if let Some(verdict) = self.wait(reason).await {
+            if let Some(verdict) = self.wait(reason, answered).await {
                 return verdict;
             }
         }
@@ -319,20 +323,26 @@ impl<C: Connector, V: Oversight, O: Output> Supervisor<'_, C, V, O> {
     }
 
     /// Waits before the next connection, unless it would come to nothing.
-    async fn wait(&mut self, reason: String) -> Option<Verdict> {
+    async fn wait(&mut self, reason: String, answered: bool) -> Option<Verdict> {
         let told = self.stopping.cause().is_some();
         if told && (self.goodbyes >= MOST_GOODBYES || !self.connected) {
             return Some(Verdict::StoppedBlindly);
         }
+        let now = Instant::now();
         let outage =
-            self.outage.get_or_insert(Outage { since: Instant::now(), failures: 0, announced: false });
+            self.outage.get_or_insert(Outage { since: now, answered: None, failures: 0, announced: false });
         outage.failures += 1;
+        if answered && outage.answered.is_none() {
+            outage.answered = Some(now);
+            self.backoff.reset();
+        }
+        let since = outage.answered.unwrap_or(outage.since);
         let after = outage.since.elapsed();
         if after >= GIVE_UP_AFTER {
             return Some(Verdict::GivenUp { reason, after });
         }
-        let wait =
-            self.backoff.next_wait().max(after / PART_OF_OUTAGE).min(GIVE_UP_AFTER.saturating_sub(after));
+        let growing = self.backoff.next_wait().max(since.elapsed() / PART_OF_OUTAGE);
+        let wait = growing.min(GIVE_UP_AFTER.saturating_sub(after));
         // The first attempt to come back needs no second opinion.
         let look = outage.failures > 1;
         if after >= WORTH_A_LINE && !std::mem::replace(&mut outage.announced, true) {
