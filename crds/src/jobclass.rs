@@ -19,6 +19,10 @@ pub use pod::{ClassVolumeMount, DnsPolicy, MountingContainer, PatchKind, PatchOp
 pub use resources::{ContainerResources, OnExceed, OnForbidden, Resources};
 pub use time::{Concurrency, DEFAULT_QUEUE_SECONDS, Timeouts};
 
+/// Seconds that scripts wait for services where a class does not say it, as GitLab's own executors
+/// with such a limit do.
+pub const DEFAULT_READY_SECONDS: i64 = 30;
+
 /// Name of the class that takes every job without saying so: one without `match`, it comes last.
 pub const DEFAULT_CLASS: &str = "default";
 
@@ -74,6 +78,10 @@ pub struct JobClassSpec {
     /// The build container's image.
     #[serde(default)]
     pub image: BuildImage,
+
+    /// The services that jobs run beside the build container.
+    #[serde(default)]
+    pub services: Services,
 
     /// The helper container's image, which checks out and moves caches and artifacts.
     #[serde(default)]
@@ -145,6 +153,43 @@ pub struct BuildImage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub allowed_pull_policies: Vec<PullPolicy>,
+}
+
+/// The services of jobs (`services:` in `.gitlab-ci.yml`). What `image` says of users and pull
+/// policies is said of them too.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Services {
+    /// Images that services may have, as patterns like those of `image.allowed`. All images where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    pub allowed: Vec<String>,
+
+    /// How many services a job may have: each of them gets what `resources.services` says.
+    #[serde(default = "default_services")]
+    #[schemars(range(min = 0, max = 32))]
+    pub max: u32,
+
+    /// How long the job's scripts wait for services that name a port to be asked at
+    /// (`HEALTHCHECK_TCP_PORT`), in seconds from the start of all containers. Then they run anyway,
+    /// and the job log says so.
+    #[serde(default = "default_ready_seconds")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub ready_seconds: i64,
+}
+
+fn default_services() -> u32 {
+    16
+}
+
+fn default_ready_seconds() -> i64 {
+    DEFAULT_READY_SECONDS
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self { allowed: Vec::new(), max: default_services(), ready_seconds: DEFAULT_READY_SECONDS }
+    }
 }
 
 /// The helper container.

@@ -21,6 +21,16 @@ pub const HELPER_CONTAINER: &str = "helper";
 /// Container that puts the agent into the pod and exits.
 pub const AGENT_CONTAINER: &str = "agent";
 
+/// Name of the container of a job's service, by the service's place from 0.
+pub fn service_container(service: usize) -> String {
+    format!("svc-{service}")
+}
+
+/// Whether a container of that name is one of the job's services.
+pub fn is_service_container(name: &str) -> bool {
+    name.strip_prefix("svc-").is_some_and(|place| place.parse::<u8>().is_ok())
+}
+
 /// The agent's binary inside both containers. The admission policy allows no other command.
 pub const AGENT_PATH: &str = "/.roadstead/agent/stage-agent";
 /// Where an image that carries the agent has it.

@@ -31,8 +31,36 @@ pub fn cijob_name(server: &str, job_id: i64, attempt: &str) -> String {
 /// Exec addresses pods by name and the API server checks no UID on the way, so no name may ever
 /// mean two pods: the UID tells CiJobs of one name apart, the number the pods of one CiJob.
 pub fn pod_name(cijob: &str, cijob_uid: &str, attempt: i32) -> String {
+    format!("{}-{attempt}", owned(cijob, cijob_uid))
+}
+
+/// What the names of all begin with that this very CiJob owns.
+fn owned(cijob: &str, cijob_uid: &str) -> String {
     let uid: String = cijob_uid.chars().filter(char::is_ascii_hexdigit).take(8).collect();
-    format!("{cijob}-{uid}-{attempt}")
+    format!("{cijob}-{uid}")
+}
+
+/// Name of the Secret with the variables of a CiJob's service, by the service's place from 0.
+pub fn service_secret_name(cijob: &str, cijob_uid: &str, service: usize) -> String {
+    format!("{}-svc-{service}", owned(cijob, cijob_uid))
+}
+
+/// Name of the Secret with a CiJob's credentials for pulling images.
+pub fn pull_secret_name(cijob: &str, cijob_uid: &str) -> String {
+    format!("{}-pull", owned(cijob, cijob_uid))
+}
+
+/// Whether it is a DNS subdomain as Kubernetes names objects and hosts.
+pub fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+/// A part of a DNS subdomain.
+pub(crate) fn is_dns_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    bytes.iter().all(plain) && end(bytes.first()) && end(bytes.last())
 }
 
 #[cfg(test)]
@@ -55,5 +83,13 @@ mod tests {
         let pod = pod_name(&cijob, "3f2a91bc-0000-4000-8000-000000000000", i32::MAX);
         assert!(pod.len() <= 63, "{pod}");
         assert_eq!(pod_name("cij-1-0123456789", "3f2a91bc-0000", 2), "cij-1-0123456789-3f2a91bc-2");
+    }
+
+    #[test]
+    fn the_secrets_of_a_job_are_not_those_of_another_one_of_its_name() {
+        let service = |uid| service_secret_name("cij-1-0123456789", uid, 0);
+        assert_eq!(service("3f2a91bc-0000"), "cij-1-0123456789-3f2a91bc-svc-0");
+        assert_ne!(service("3f2a91bc-0000"), service("4f2a91bc-0000"));
+        assert_eq!(pull_secret_name("cij-1-0123456789", "3f2a91bc-0000"), "cij-1-0123456789-3f2a91bc-pull");
     }
 }

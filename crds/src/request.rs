@@ -82,6 +82,16 @@ pub struct JobRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRequest>,
 
+    /// Services that run beside the build container (`services:` in `.gitlab-ci.yml`), in the job's
+    /// order. Their variables are in Secrets that the CiJob owns, never here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub services: Vec<ServiceRequest>,
+
+    /// Whether the shim stores credentials for pulling images in a Secret that the CiJob owns.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub registry_credentials: bool,
+
     /// What the job asks for with its variables, by the variable's name: resources, nodes, labels,
     /// annotations, service account. Nothing but variables that Roadstead knows, expanded.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -102,6 +112,11 @@ pub struct JobRequest {
 
     /// When the shim asked, by the shim's clock. Zero point of the start breakdown in status.
     pub requested_at: MicroTime,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Who said what a job's tags are.
@@ -211,6 +226,69 @@ pub struct ImageRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), regex(pattern = r"^[0-9]{1,10}(:[0-9]{1,10})?$"))]
     pub user: Option<String>,
+}
+
+/// Most services that a job may have.
+pub const MOST_SERVICES: usize = 32;
+
+/// Most words of a service's entrypoint or command.
+pub const MOST_WORDS: usize = 64;
+
+/// Longest word of a service's entrypoint or command, in characters.
+pub const LONGEST_WORD: usize = 4096;
+
+/// A service that runs beside the build container.
+/// <https://docs.gitlab.com/ci/services/>
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRequest {
+    /// Reference of its image, variables expanded.
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: String,
+
+    /// Names under which the job's containers reach it, all at 127.0.0.1: what GitLab makes of the
+    /// image's name where that is a DNS name, and the service's aliases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
+    pub aliases: Vec<String>,
+
+    /// What takes the place of the image's entrypoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 4096)))]
+    pub entrypoint: Vec<String>,
+
+    /// What takes the place of the image's command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 4096)))]
+    pub command: Vec<String>,
+
+    /// Pull policies in the order to try.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub pull_policy: Vec<PullPolicy>,
+
+    /// User to run it as (`kubernetes:user` of the service), `uid` or `uid:gid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^[0-9]{1,10}(:[0-9]{1,10})?$"))]
+    pub user: Option<String>,
+
+    /// TCP port that has to take connections before the job's scripts run (`HEALTHCHECK_TCP_PORT`
+    /// of its variables).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub readiness_port: Option<u16>,
+
+    /// What its own variables ask for, by the variable's name: `KUBERNETES_SERVICE_CPU_REQUEST` and
+    /// its kin. They come before those of the job.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::overrides")]
+    pub overrides: BTreeMap<String, String>,
 }
 
 /// When to pull an image; GitLab's `always`, `if-not-present`, `never` in Kubernetes' spelling.

@@ -50,6 +50,10 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull_policies: Vec<PullPolicy>,
 
+    /// The job's services, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceStatus>,
+
     /// What gitlab-runner has to be told about the job's environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<JobConfig>,
@@ -225,6 +229,44 @@ pub struct PodStatus {
     pub node: Option<String>,
 }
 
+/// A service of the job.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// Its container in the job's pod: `svc-0`.
+    pub container: String,
+
+    /// Its image.
+    pub image: String,
+
+    /// Pull policies of its image that are left to try; the pod has the first one. Kubernetes' own
+    /// rule where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_policies: Vec<PullPolicy>,
+
+    /// Where it is.
+    #[serde(default)]
+    pub state: ServiceState,
+
+    /// How its container ended, if it did: the exit code and what the runtime says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+}
+
+/// Where a service is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceState {
+    /// Its container does not run yet.
+    #[default]
+    Waiting,
+    /// Its container runs; the port that it is to be asked at takes no connection yet.
+    Running,
+    /// Its container runs, and takes connections at the port that it is to be asked at, if there is one.
+    Ready,
+    /// Its container has ended. The job goes on without it.
+    Ended,
+}
+
 /// A pod that was taken from the job: deleted, evicted, preempted, lost with its node.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -329,6 +371,9 @@ pub struct EffectiveTimeouts {
     pub queue_seconds: i64,
     /// From the pod's creation to the start of its containers.
     pub start_seconds: i64,
+    /// Waiting for services that name a port to be asked at, before the first script.
+    #[serde(default = "default_ready_seconds")]
+    pub ready_seconds: i64,
     /// The job's scripts, `before_script` and `script` together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script_seconds: Option<i64>,
@@ -341,6 +386,10 @@ pub struct EffectiveTimeouts {
     pub orphan_seconds: i64,
     /// How long the finished CiJob is kept.
     pub ttl_seconds_after_finished: i64,
+}
+
+fn default_ready_seconds() -> i64 {
+    crate::jobclass::DEFAULT_READY_SECONDS
 }
 
 fn default_queue_seconds() -> i64 {

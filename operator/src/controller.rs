@@ -165,6 +165,7 @@ impl Controller {
             writer: Writer {
                 jobs: Api::namespaced(client.clone(), &namespace),
                 pods: api.clone(),
+                secrets: Api::namespaced(client.clone(), &namespace),
                 memory: Arc::clone(&memory),
                 journal: Arc::clone(&shared.journal),
                 clock: Timestamp::now,

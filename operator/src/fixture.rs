@@ -50,6 +50,8 @@ pub fn request() -> JobRequest {
         tag_source: None,
         class_name: None,
         image: Some(ImageRequest { name: "alpine:3.20".to_owned(), pull_policy: vec![], user: None }),
+        services: vec![],
+        registry_credentials: false,
         overrides: std::collections::BTreeMap::new(),
         timeout_seconds: 3600,
         keep_seconds: None,

@@ -58,7 +58,23 @@ pub struct PodSettings {
     /// Security context of each container of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(transform = schema::bounded)]
-    pub container_security_context: Option<SecurityContext>,
+    pub container_security_context: Option<Box<SecurityContext>>,
+
+    /// Security context of the build container, instead of `containerSecurityContext`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::bounded)]
+    pub build_security_context: Option<Box<SecurityContext>>,
+
+    /// Security context of the helper container and of the one that only copies the agent, instead
+    /// of `containerSecurityContext`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::bounded)]
+    pub helper_security_context: Option<Box<SecurityContext>>,
+
+    /// Security context of the containers of services, instead of `containerSecurityContext`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = schema::bounded)]
+    pub service_security_context: Option<Box<SecurityContext>>,
 
     /// Whether a container of the pod may be privileged or have the capability `SYS_ADMIN` or
     /// `SYS_PTRACE`. With them the job's scripts can do anything to what runs them, and to the node.
@@ -114,8 +130,8 @@ pub struct PodSettings {
     #[schemars(length(max = 32), transform = schema::bounded)]
     pub volumes: Vec<Volume>,
 
-    /// Where containers see `volumes`. A volume that both containers mount at `builds.buildsDir` or
-    /// `builds.cacheDir` takes the place of the pod's own there, so that a cache can outlive its
+    /// Where containers see `volumes`. A volume that `build` and `helper` mount at `builds.buildsDir`
+    /// or `builds.cacheDir` takes the place of the pod's own there, so that a cache can outlive its
     /// pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -172,15 +188,17 @@ pub enum MountingContainer {
     Build,
     /// Where the repository is checked out, and caches and artifacts are moved.
     Helper,
+    /// The services of the job, all of them.
+    Services,
 }
 
 /// Where containers see a volume.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassVolumeMount {
-    /// Which containers: `build`, `helper`, or both.
+    /// Which containers: any of `build`, `helper` and `services`.
     #[serde(default = "both")]
-    #[schemars(length(min = 1, max = 2))]
+    #[schemars(length(min = 1, max = 3))]
     pub containers: Vec<MountingContainer>,
 
     /// Name of the volume.

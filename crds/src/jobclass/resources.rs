@@ -21,6 +21,10 @@ pub struct ContainerResources {
     /// the same, but what a job asks for is not added to it.
     #[serde(default)]
     pub helper: Resources,
+    /// Each container of a service. Jobs change it with `KUBERNETES_SERVICE_CPU_LIMIT` and its kin:
+    /// among the job's variables for all of its services, among a service's own for that one.
+    #[serde(default)]
+    pub services: Resources,
 }
 
 /// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Toleration;
 use thiserror::Error;
 
+use crate::names::{is_dns_label, is_dns_subdomain as is_subdomain};
 use crate::overrides::{Bound, Target, Variable};
 use crate::quantity::Quantity;
 
@@ -231,19 +232,6 @@ fn is_label_value(value: &str) -> bool {
     let bytes = value.as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     bytes.len() <= 63 && bytes.iter().all(plain) && ends(bytes.first()) && ends(bytes.last())
-}
-
-/// A DNS subdomain as Kubernetes names objects.
-fn is_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_dns_label)
-}
-
-/// A part of a DNS subdomain.
-fn is_dns_label(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
-    bytes.iter().all(plain) && end(bytes.first()) && end(bytes.last())
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod queue;
 mod requests;
 mod resources;
 mod secrets;
+mod services;
 mod trust;
 
 use std::time::Duration;

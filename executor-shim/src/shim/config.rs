@@ -15,11 +15,15 @@ use tokio::time::Instant;
 
 use crate::shim::cli::Options;
 use crate::shim::cluster::{Cluster, Meaning, RequestError, persistently};
+use crate::shim::deposit::{self, Deposit};
 use crate::shim::env::{self, RunnerEnv};
 use crate::shim::exit::Failure;
 use crate::shim::job_response::JobResponse;
 use crate::shim::redact::Secrets;
+use crate::shim::registries::{self, Registries};
 use crate::shim::request;
+use crate::shim::service_variables::Sources;
+use crate::shim::services;
 use crate::shim::state::{State, StateFile};
 use crate::shim::tags;
 use crate::shim::watch::{Seen, Watch};
@@ -30,9 +34,9 @@ const CREATE_WITHIN: Duration = Duration::from_secs(30);
 /// How long the operator may take to look at it.
 const ADMIT_WITHIN: Duration = Duration::from_secs(60);
 
-/// Asks for the pod and returns the text for standard output, and a line for the job log where
+/// Asks for the pod and returns the text for standard output, and lines for the job log where
 /// there is something to say.
-pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Option<String>), Failure> {
+pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Vec<String>), Failure> {
     let system = |error: &dyn std::error::Error| Failure::system(error.to_string());
     let tmpdir = env.tmpdir().map_err(|error| system(&error))?;
     let response = env.job_response_file().map_err(|error| system(&error))?;
@@ -40,15 +44,18 @@ pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Optio
     let now = request::in_microseconds(Timestamp::now());
     let (told, cluster) = tokio::join!(tags::ask(options, env, &job), Cluster::find(options));
     let told = told?;
-    let note = tags::note(&told);
+    let Registries { config: registries, note } = registries::of(&job);
+    let notes = tags::note(&told).into_iter().chain(services::note(&job)).chain(note).collect();
     let mut request = request::build(&job, told, &Secrets::of(&job, env), options.class.as_deref(), now)?;
+    request.registry_credentials = registries.is_some();
+    let deposit = Deposit { services: Sources::of(&job, env), registries };
     let name = names::cijob_name(&request.server, request.job.id, &attempt_of(&tmpdir));
     let cluster = cluster.map_err(|error| system(&error))?;
 
     let file = StateFile::in_dir(&tmpdir);
     let mut state = State::new(namespace(&mut request, &cluster.namespace), name, now);
-    let (settings, status) = ask(&cluster, &file, &mut state, request).await?;
-    Ok((answer(&state, &settings, &status), note))
+    let (settings, status) = ask(&cluster, &file, &mut state, request, &deposit).await?;
+    Ok((answer(&state, &settings, &status), notes))
 }
 
 /// Where the job's objects belong: in the runner's namespace, or in the one that the job asks for, if the class lets it.
@@ -58,17 +65,21 @@ pub fn namespace(request: &mut JobRequest, of_runner: &str) -> String {
     request.overrides.get(overrides::NAMESPACE).map_or(of_runner, String::as_str).to_owned()
 }
 
-/// Asks for the job and waits until the operator has admitted it.
+/// Asks for the job and waits until the operator has admitted it. Where something has to be stored for the job, its pod
+/// is made when that is done.
 pub async fn ask(
     cluster: &Cluster,
     file: &StateFile,
     state: &mut State,
     request: JobRequest,
+    deposit: &Deposit,
 ) -> Result<(JobConfig, CiJobStatus), Failure> {
+    let job_id = request.job.id;
     // Written first: whatever happens from here on, `cleanup` knows what to let go of.
     let write = |state: &State| file.write(state).map_err(|error| Failure::system(error.to_string()));
     write(state)?;
-    let job = match create(cluster, state, request).await {
+    let spec = CiJobSpec { request, hold: !deposit.is_empty(), replace: None, report: None };
+    let job = match create(cluster, state, spec).await {
         Ok(job) => job,
         Err((failure, refused)) => {
             state.refused = refused;
@@ -79,6 +90,9 @@ pub async fn ask(
     state.cijob_uid = job.uid();
     write(state)?;
     let (settings, status) = admitted(cluster, state, job).await?;
+    if !deposit.is_empty() {
+        deposit::store(cluster, state, (job_id, &settings), deposit).await?;
+    }
     state.shell = Some(settings.shell.as_str().to_owned());
     state.timeouts.clone_from(&status.timeouts);
     state.resources.clone_from(&status.resources);
@@ -93,11 +107,11 @@ fn attempt_of(tmpdir: &Path) -> String {
 }
 
 /// Creates the CiJob. An error says also whether it is certain that there is none.
-async fn create(cluster: &Cluster, state: &State, request: JobRequest) -> Result<CiJob, (Failure, bool)> {
+async fn create(cluster: &Cluster, state: &State, spec: CiJobSpec) -> Result<CiJob, (Failure, bool)> {
     let api = cluster.cijobs(&state.namespace);
     let what = format!("create the CiJob {}/{}", state.namespace, state.cijob);
     let deadline = Instant::now() + CREATE_WITHIN;
-    let job = CiJob::new(&state.cijob, CiJobSpec { request, hold: false, replace: None, report: None });
+    let job = CiJob::new(&state.cijob, spec);
     let params = PostParams::default();
     let failed = |error: &RequestError| {
         let refused = matches!(error.meaning(), Meaning::Rejected | Meaning::NotFound);

@@ -95,6 +95,13 @@ impl RunnerEnv {
     pub fn job_variable(&self, name: &str) -> Option<&str> {
         self.text(&format!("CUSTOM_ENV_{name}"))
     }
+
+    /// All job variables after gitlab-runner expanded them, as far as they are text.
+    pub fn job_variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.vars
+            .iter()
+            .filter_map(|(name, value)| Some((name.to_str()?.strip_prefix("CUSTOM_ENV_")?, value.to_str()?)))
+    }
 }
 
 #[cfg(test)]

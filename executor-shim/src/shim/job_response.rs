@@ -34,9 +34,9 @@ pub struct JobResponse {
     /// `image:` of the job.
     #[serde(default, deserialize_with = "or_default")]
     pub image: Image,
-    /// `services:` of the job; only their number matters so far.
+    /// `services:` of the job.
     #[serde(default, deserialize_with = "or_default")]
-    pub services: Vec<serde::de::IgnoredAny>,
+    pub services: Vec<Image>,
     /// Credentials of registries. Secret.
     #[serde(default, deserialize_with = "or_default")]
     pub credentials: Vec<Credentials>,
@@ -98,6 +98,7 @@ pub struct RunnerInfo {
 
 /// A variable of the job.
 #[derive(Deserialize, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "GitLab's own fields")]
 pub struct Variable {
     /// Name.
     #[serde(default, deserialize_with = "or_default")]
@@ -105,6 +106,12 @@ pub struct Variable {
     /// Value, unexpanded. Possibly secret.
     #[serde(default, deserialize_with = "or_default")]
     pub value: String,
+    /// Whether GitLab gives it to the containers of services too.
+    #[serde(default, deserialize_with = "or_default")]
+    pub public: bool,
+    /// Whether scripts see it as the path of a file with the value in it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub file: bool,
     /// Whether GitLab hides the value in job logs.
     #[serde(default, deserialize_with = "or_default")]
     pub masked: bool,
@@ -113,7 +120,7 @@ pub struct Variable {
     pub raw: bool,
 }
 
-/// `image:` of a job.
+/// `image:` of a job, or one of its `services:`.
 #[derive(Deserialize, Clone, Default)]
 pub struct Image {
     /// Reference; empty where the job names no image.
@@ -125,6 +132,18 @@ pub struct Image {
     /// Options per executor.
     #[serde(default, deserialize_with = "or_default")]
     pub executor_opts: ExecutorOptions,
+    /// Names of a service, separated by spaces or commas.
+    #[serde(default, deserialize_with = "or_default")]
+    pub alias: String,
+    /// What takes the place of the image's entrypoint.
+    #[serde(default, deserialize_with = "or_default")]
+    pub entrypoint: Vec<String>,
+    /// What takes the place of the image's command.
+    #[serde(default, deserialize_with = "or_default")]
+    pub command: Vec<String>,
+    /// A service's own variables, unexpanded.
+    #[serde(default, deserialize_with = "or_default")]
+    pub variables: Vec<Variable>,
 }
 
 /// Options of an image per executor.
@@ -191,6 +210,15 @@ impl<'de> Deserialize<'de> for Keys {
 /// Credentials of a registry.
 #[derive(Deserialize, Clone, Default)]
 pub struct Credentials {
+    /// What they are for: `registry`.
+    #[serde(default, rename = "type", deserialize_with = "or_default")]
+    pub kind: String,
+    /// Host of the registry, with its port.
+    #[serde(default, deserialize_with = "or_default")]
+    pub url: String,
+    /// User.
+    #[serde(default, deserialize_with = "or_default")]
+    pub username: String,
     /// Password. Secret.
     #[serde(default, deserialize_with = "or_default")]
     pub password: String,
@@ -410,6 +438,13 @@ mod tests {
             "kubernetes",
             "user",
             "password",
+            "alias",
+            "command",
+            "entrypoint",
+            "public",
+            "file",
+            "type",
+            "url",
         ];
         prop::sample::select(keys.map(str::to_owned).to_vec())
     }
@@ -496,9 +531,11 @@ mod tests {
                 let error = parse(&place.replace('X', &deep)).err().unwrap();
                 assert!(error.contains("is not a job in JSON") || error.contains("has no id"), "{error}");
             }
-            for place in
-                [r#"{"id":1,"unknown":X}"#, r#"{"id":1,"secrets":{"A":X}}"#, r#"{"id":1,"services":[X]}"#]
-            {
+            for place in [
+                r#"{"id":1,"unknown":X}"#,
+                r#"{"id":1,"secrets":{"A":X}}"#,
+                r#"{"id":1,"services":[{"ports":X}]}"#,
+            ] {
                 assert_eq!(parse(&place.replace('X', &deep)).map(|job| job.id), Ok(1), "{place}");
             }
         }

@@ -13,6 +13,7 @@ pub mod cleanup;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod deposit;
 pub mod diagnostics;
 pub mod env;
 pub mod exec;
@@ -25,8 +26,11 @@ pub mod prepare;
 pub mod proxy;
 pub mod random;
 pub mod redact;
+pub mod registries;
 pub mod request;
 pub mod run;
+pub mod service_variables;
+pub mod services;
 pub mod signals;
 pub mod stage;
 pub mod state;
@@ -147,8 +151,8 @@ async fn dispatch(
                 _ = interrupt.wait() => Err(End::Interrupted),
             };
             let end = match result {
-                Ok((text, note)) => {
-                    if let Some(note) = note {
+                Ok((text, notes)) => {
+                    for note in notes {
                         log.line(&note).await;
                     }
                     match log.answer(&text).await {

@@ -3,9 +3,10 @@
 //! They count as gitlab-runner counts them: of variables with one name the last one, and references
 //! to other variables replaced once. <https://docs.gitlab.com/ci/variables/where_variables_can_be_used/>
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use roadstead_crds::overrides::{LONGEST_VALUE, MOST, Variable, Wish};
+use roadstead_crds::overrides::{LONGEST_VALUE, MOST, Target, Variable, Wish};
 
 use crate::shim::exit::Failure;
 use crate::shim::job_response;
@@ -22,11 +23,33 @@ pub fn of(
     variables: &[job_response::Variable],
     secrets: &Secrets,
 ) -> Result<BTreeMap<String, String>, Failure> {
+    read(variables, variables, secrets, |_| true)
+}
+
+/// What one of the job's services asks for with its own variables. They may refer to the job's.
+///
+/// # Errors
+/// When a value cannot be what its variable is for.
+pub fn of_service(
+    job: &[job_response::Variable],
+    own: &[job_response::Variable],
+    secrets: &Secrets,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let all = [job, own].concat();
+    read(own, &all, secrets, |variable| matches!(variable, Variable::Amount { target: Target::Service, .. }))
+}
+
+/// Reads those of some variables that are wanted; references are to any of `variables`.
+fn read(
+    some: &[job_response::Variable],
+    variables: &[job_response::Variable],
+    secrets: &Secrets,
+    wanted: impl Fn(Variable) -> bool,
+) -> Result<BTreeMap<String, String>, Failure> {
     let mut overrides = BTreeMap::new();
-    for name in variables.iter().map(|variable| variable.key.as_str()) {
-        let Some(variable) = Variable::named(name).filter(|_| !overrides.contains_key(name)) else {
-            continue;
-        };
+    for name in some.iter().map(|variable| variable.key.as_str()) {
+        let variable = Variable::named(name).filter(|variable| wanted(*variable));
+        let Some(variable) = variable.filter(|_| !overrides.contains_key(name)) else { continue };
         let value = expanded(variables, name);
         if value.is_empty() && !variable.may_be_empty() {
             continue;
@@ -59,23 +82,26 @@ fn quoted(value: &str, secrets: &Secrets) -> String {
 }
 
 /// The value of a variable with its references replaced; those in the replacements stay.
-fn expanded(variables: &[job_response::Variable], name: &str) -> String {
+pub(crate) fn expanded(variables: &[job_response::Variable], name: &str) -> String {
     match last(variables, name) {
         None => String::new(),
         Some(variable) if variable.raw => variable.value.clone(),
         Some(variable) => expand(&variable.value, |name| match name {
-            "$" => "$",
-            _ => last(variables, name).map_or("", |variable| variable.value.as_str()),
+            "$" => "$".into(),
+            _ => last(variables, name).map_or("", |variable| variable.value.as_str()).into(),
         }),
     }
 }
 
-fn last<'a>(variables: &'a [job_response::Variable], name: &str) -> Option<&'a job_response::Variable> {
+pub(crate) fn last<'a>(
+    variables: &'a [job_response::Variable],
+    name: &str,
+) -> Option<&'a job_response::Variable> {
     variables.iter().rfind(|variable| variable.key == name)
 }
 
 /// Replaces `$name` and `${name}` as Go's `os.Expand` does.
-fn expand<'a>(text: &str, value_of: impl Fn(&str) -> &'a str) -> String {
+pub(crate) fn expand<'a>(text: &str, value_of: impl Fn(&str) -> Cow<'a, str>) -> String {
     let mut expanded = String::new();
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
@@ -83,7 +109,7 @@ fn expand<'a>(text: &str, value_of: impl Fn(&str) -> &'a str) -> String {
         let after = &rest[dollar + 1..];
         let (name, used) = name_of(after);
         match name {
-            Some(name) => expanded.push_str(value_of(name)),
+            Some(name) => expanded.push_str(&value_of(name)),
             // Nothing that could be a name: the dollar stays; `${` without an end goes.
             None if used == 0 => expanded.push('$'),
             None => {}
@@ -188,7 +214,7 @@ mod tests {
             ("ä$Aö", "ä1ö"),
             ("$ä", "$ä"),
         ] {
-            assert_eq!(expand(text, value_of), expected, "{text}");
+            assert_eq!(expand(text, |name| value_of(name).into()), expected, "{text}");
         }
     }
 
@@ -218,6 +244,20 @@ mod tests {
         }
         let long = read(&one(&"x".repeat(200))).unwrap_err().sentence;
         assert!(long.contains(&format!("\"{}…\"", "x".repeat(80))), "{long}");
+    }
+
+    #[test]
+    fn a_service_asks_with_its_own_variables_and_may_refer_to_the_jobs() {
+        let job = job(&json!([
+            {"key": "KUBERNETES_SERVICE_CPU_LIMIT", "value": "1"}, {"key": "SIZE", "value": "2"},
+        ]));
+        let own = json!([
+            {"key": "KUBERNETES_SERVICE_MEMORY_LIMIT", "value": "${SIZE}Gi"},
+            {"key": "KUBERNETES_MEMORY_LIMIT", "value": "1Gi"}, {"key": "POSTGRES_DB", "value": "x"},
+        ]);
+        let own: Vec<job_response::Variable> = serde_json::from_value(own).unwrap();
+        let overrides = of_service(&job.variables, &own, &Secrets::default()).unwrap();
+        assert_eq!(overrides, [("KUBERNETES_SERVICE_MEMORY_LIMIT".to_owned(), "2Gi".to_owned())].into());
     }
 
     #[test]

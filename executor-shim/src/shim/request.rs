@@ -11,9 +11,9 @@ use roadstead_crds::request::{
 
 use crate::shim::exit::Failure;
 use crate::shim::job_response::{Image, JobResponse};
-use crate::shim::overrides;
 use crate::shim::redact::Secrets;
 use crate::shim::tags::Told;
+use crate::shim::{overrides, services};
 
 /// Timeout that gitlab-runner itself assumes where GitLab sends none, in seconds.
 const DEFAULT_TIMEOUT_SECONDS: i64 = 7_200;
@@ -34,9 +34,6 @@ pub fn build(
     class_name: Option<&str>,
     requested_at: Timestamp,
 ) -> Result<JobRequest, Failure> {
-    if !job.services.is_empty() {
-        return Err(Failure::user("services are not supported yet"));
-    }
     if job.id < 0 {
         return Err(Failure::system(format!("the job response has the impossible id {}", job.id)));
     }
@@ -58,6 +55,8 @@ pub fn build(
         tag_source: told.source,
         class_name: class_name.map(str::to_owned),
         image: image(&job.image)?,
+        services: services::of(job, secrets)?,
+        registry_credentials: false,
         overrides: overrides::of(&job.variables, secrets)?,
         timeout_seconds: match job.runner_info.timeout {
             ..=0 => DEFAULT_TIMEOUT_SECONDS,
@@ -145,6 +144,13 @@ fn image(image: &Image) -> Result<Option<ImageRequest>, Failure> {
     if image.name.is_empty() {
         return Ok(None);
     }
+    let (pull_policy, user) =
+        (pull_policy(image, "image:pull_policy")?, user(image, "image:kubernetes:user")?);
+    Ok(Some(ImageRequest { name: image.name.clone(), pull_policy, user }))
+}
+
+/// The pull policies of an image, each once. `field` is where the job names them.
+pub(crate) fn pull_policy(image: &Image, field: &str) -> Result<Vec<PullPolicy>, Failure> {
     let mut pull_policy = Vec::new();
     for word in &image.pull_policy {
         let policy = match word.as_str() {
@@ -153,22 +159,26 @@ fn image(image: &Image) -> Result<Option<ImageRequest>, Failure> {
             "never" => PullPolicy::Never,
             _ => {
                 let known = "it must be always, if-not-present or never";
-                return Err(Failure::user(format!("image:pull_policy of the job is not valid: {known}")));
+                return Err(Failure::user(format!("{field} of the job is not valid: {known}")));
             }
         };
         if !pull_policy.contains(&policy) {
             pull_policy.push(policy);
         }
     }
-    let user = match image.executor_opts.kubernetes.user.0.as_str() {
-        "" => None,
-        user if is_uid_and_gid(user) => Some(user.to_owned()),
+    Ok(pull_policy)
+}
+
+/// The user to run an image as. `field` is where the job names it.
+pub(crate) fn user(image: &Image, field: &str) -> Result<Option<String>, Failure> {
+    match image.executor_opts.kubernetes.user.0.as_str() {
+        "" => Ok(None),
+        user if is_uid_and_gid(user) => Ok(Some(user.to_owned())),
         _ => {
             let form = "it must be a numeric user ID, or a user and a group ID such as 1000:1000";
-            return Err(Failure::user(format!("image:kubernetes:user of the job is not valid: {form}")));
+            Err(Failure::user(format!("{field} of the job is not valid: {form}")))
         }
-    };
-    Ok(Some(ImageRequest { name: image.name.clone(), pull_policy, user }))
+    }
 }
 
 fn is_uid_and_gid(user: &str) -> bool {
@@ -235,7 +245,15 @@ fn check_secrets(job: &JobResponse, request: &JobRequest, secrets: &Secrets) -> 
         ("image:kubernetes:user", image.and_then(|image| image.user.as_deref())),
     ];
     let tags = request.tags.iter().map(|tag| ("a tag of the job", Some(tag.as_str())));
-    for (field, text) in fields.into_iter().chain(tags).chain(overrides) {
+    let services = request.services.iter().flat_map(|service| {
+        let words = service.entrypoint.iter().chain(&service.command);
+        let words = words.map(|word| ("the entrypoint or command of a service", Some(word.as_str())));
+        let aliases = service.aliases.iter().map(|alias| ("an alias of a service", Some(alias.as_str())));
+        let overrides = service.overrides.iter().map(|(name, value)| (name.as_str(), Some(value.as_str())));
+        let image = [("the image of a service", Some(service.name.as_str()))];
+        image.into_iter().chain(words).chain(aliases).chain(overrides)
+    });
+    for (field, text) in fields.into_iter().chain(tags).chain(overrides).chain(services) {
         if text.is_some_and(|text| secrets.occur_in(text)) {
             return Err(Failure::user(format!(
                 "{field} contains the value of a masked variable or another secret of the job; \
@@ -403,9 +421,18 @@ mod tests {
         ] {
             assert_eq!(build_from(&response), Err(Failure { blame, sentence, exit_code: None }));
         }
-        let mut services = response();
-        services["services"] = json!([{"name": "redis"}]);
-        assert_eq!(build_from(&services), Err(Failure::user("services are not supported yet")));
+        for (service, field) in [
+            (json!({"name": "registry/hunter2hunter2/redis"}), "the image of a service"),
+            (json!({"name": "redis", "alias": "hunter2hunter2"}), "an alias of a service"),
+            (
+                json!({"name": "redis", "command": ["--requirepass", "hunter2hunter2"]}),
+                "the entrypoint or command of a service",
+            ),
+        ] {
+            let mut response = response();
+            response["services"] = json!([service]);
+            assert_eq!(build_from(&response), Err(Failure::user(format!("{field}{secret}"))));
+        }
     }
 
     #[test]

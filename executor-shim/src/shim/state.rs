@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use roadstead_crds::report::{ReportedStart, StageReport};
-use roadstead_crds::status::{EffectiveResources, EffectiveTimeouts};
+use roadstead_crds::status::{EffectiveResources, EffectiveTimeouts, ServiceStatus};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -60,6 +60,9 @@ pub struct State {
     /// Requests and limits of the containers by their names.
     #[serde(default)]
     pub resources: BTreeMap<String, EffectiveResources>,
+    /// The job's services, as they were last seen.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
     /// Times of the start.
     #[serde(default)]
     pub start: ReportedStart,
@@ -247,6 +250,7 @@ impl State {
             class: None,
             timeouts: None,
             resources: BTreeMap::new(),
+            services: Vec::new(),
             start: ReportedStart::default(),
             reconnects: 0,
             running: None,

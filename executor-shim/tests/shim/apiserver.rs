@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 const CIJOBS: &str = "/apis/roadstead.dev/v1alpha1/namespaces/jobs/cijobs";
+const SECRETS: &str = "/api/v1/namespaces/jobs/secrets";
 const PODS: &str = "/api/v1/namespaces/jobs/pods/";
 
 /// What the operator does when it sees a new CiJob: it returns the first status.
@@ -29,6 +30,7 @@ type Operator = Box<dyn Fn(&Value) -> Option<Value> + Send>;
 #[derive(Default)]
 pub struct World {
     pub jobs: BTreeMap<String, Value>,
+    pub secrets: BTreeMap<String, Value>,
     pub version: u64,
     /// `METHOD path?query` of every request.
     pub requests: Vec<String>,
@@ -129,7 +131,7 @@ impl World {
         self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
     }
 
-    /// The next job is created, but whoever asked for it is told otherwise.
+    /// The next object is created, but whoever asked for it is told otherwise.
     pub fn lose_next_answer(&mut self) {
         self.lost_answers += 1;
     }
@@ -182,6 +184,10 @@ async fn answer(State(server): State<ApiServer>, request: Request) -> Response {
     if let Some(pod) = path.strip_prefix(PODS).and_then(|rest| rest.strip_suffix("/exec")) {
         return exec(&server, pod, &query, request);
     }
+    if path == SECRETS && method == Method::POST {
+        let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+        return server.world().keep(&serde_json::from_slice(&body).unwrap());
+    }
     let Some(name) = path.strip_prefix(CIJOBS).map(|rest| rest.trim_start_matches('/').to_owned()) else {
         return reply(404, &failure(404, "no such path"));
     };
@@ -202,6 +208,19 @@ async fn answer(State(server): State<ApiServer>, request: Request) -> Response {
 }
 
 impl World {
+    fn keep(&mut self, secret: &Value) -> Response {
+        let name = secret["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.secrets.contains_key(&name) {
+            return reply(409, &failure(409, "it exists already"));
+        }
+        self.secrets.insert(name, secret.clone());
+        if let Some(left) = self.lost_answers.checked_sub(1) {
+            self.lost_answers = left;
+            return reply(504, &failure(504, "request timed out"));
+        }
+        reply(201, secret)
+    }
+
     fn create(&mut self, mut job: Value) -> Response {
         let name = job["metadata"]["name"].as_str().unwrap().to_owned();
         if self.jobs.contains_key(&name) {

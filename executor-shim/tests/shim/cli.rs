@@ -109,8 +109,8 @@ fn a_job_response_that_is_of_no_use_is_told_in_one_sentence() {
     assert!(say(Some(r#"{"token":"s3cret"}"#), 2).contains("has no id"));
     assert!(say(Some(r#"{"id":"s3cret"}"#), 2).contains("is not a job in JSON"));
     assert_eq!(
-        say(Some(r#"{"id":42,"services":[{"name":"redis"}]}"#), 1),
-        "services are not supported yet\n"
+        say(Some(r#"{"id":42,"services":[{"name":"redis","alias":"my_db"}]}"#), 1),
+        "the service \"redis\" of the job has the alias \"my_db\", which is no name of a host: those have lower-case letters, digits, '-' and '.', such as my-db\n"
     );
     let masked = r#"{"id":42,"token":"s3cret-token","image":{"name":"x/s3cret-token"}}"#;
     assert!(

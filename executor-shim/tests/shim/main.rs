@@ -14,6 +14,7 @@ mod fixture;
 mod link;
 mod peer;
 mod pod;
+mod services;
 mod stages;
 mod start;
 mod stopping;

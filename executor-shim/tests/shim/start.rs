@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::apiserver::ApiServer;
-use crate::calls::{Attempt, Called, admitted, ended, finish, response, until};
+use crate::calls::{Attempt, Called, admitted, ended, finish, until};
 
 async fn config(server: &ApiServer) -> (Attempt, Called) {
     let attempt = Attempt::new(server);
@@ -283,18 +283,6 @@ async fn a_cluster_out_of_reach_holds_cleanup_up_for_ten_seconds_at_most() {
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
     assert!(called.stderr.starts_with("the job's pod is left to the cluster"), "{called:?}");
     assert!(called.stderr.contains("starting"), "{called:?}");
-}
-
-#[tokio::test]
-async fn services_are_refused_before_anything_is_asked_for() {
-    let server = ApiServer::start().await;
-    let mut job = response();
-    job["services"] = json!([{"name": "redis:7"}]);
-    let attempt = Attempt::with(&server, &job);
-    let called = attempt.call(&["config"]).await;
-    called.assert(1);
-    assert_eq!(called.stderr, "services are not supported yet\n");
-    assert_eq!(server.world().requests.len(), 0);
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ pub fn decide(job: &CiJob, candidates: &[Arc<Candidate>], images: &Images) -> De
     let plan = plan(&observed, images, now);
     let pod = plan.actions.into_iter().find_map(|action| match action {
         Action::CreatePod(pod) => Some(*pod),
-        Action::DeletePod { .. } | Action::DeleteJob => None,
+        Action::DeletePod { .. } | Action::DeleteSecrets(_) | Action::DeleteJob => None,
     });
     let class = plan.status.class.as_ref();
     let class = candidates.iter().find(|candidate| Some(candidate.name()) == class.map(String::as_str));

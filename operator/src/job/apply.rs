@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use roadstead_crds::{CiJob, CiJobStatus, Reason};
@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::api::{CallError, call};
 use crate::job::Identity;
 use crate::job::memory::Memory;
-use crate::job::plan::{Action, Observed, Plan};
+use crate::job::plan::{self, Action, Observed, Plan};
 use crate::job::status::Draft;
 use crate::journal::Journal;
 use crate::policy::verdict::Verdict;
@@ -49,6 +49,14 @@ pub enum ApplyError {
         /// What went wrong.
         source: CallError,
     },
+    /// A Secret of the job could not be deleted.
+    #[error("cannot delete secret {secret}")]
+    DeleteSecret {
+        /// Its name.
+        secret: String,
+        /// What went wrong.
+        source: CallError,
+    },
     /// The CiJob could not be deleted.
     #[error("cannot delete the CiJob")]
     DeleteJob {
@@ -64,6 +72,7 @@ impl ApplyError {
             Self::WriteStatus { .. } => "write_status",
             Self::CreatePod { .. } => "create_pod",
             Self::DeletePod { .. } => "delete_pod",
+            Self::DeleteSecret { .. } => "delete_secret",
             Self::DeleteJob { .. } => "delete_cijob",
         }
     }
@@ -74,6 +83,7 @@ impl ApplyError {
             Self::WriteStatus { source }
             | Self::CreatePod { source, .. }
             | Self::DeletePod { source, .. }
+            | Self::DeleteSecret { source, .. }
             | Self::DeleteJob { source } => source.retry_after(),
         }
     }
@@ -98,6 +108,8 @@ pub struct Writer {
     pub jobs: Api<CiJob>,
     /// Its pods.
     pub pods: Api<Pod>,
+    /// Its Secrets.
+    pub secrets: Api<Secret>,
     /// Keeps what was written until the caches show it.
     pub memory: Arc<Memory>,
     /// Is told of every status that was written.
@@ -162,6 +174,7 @@ impl Writer {
                             draft.status
                         }
                         Created::Rejected(why) => {
+                            self.delete_secrets(plan::secrets(identity, &job.spec.request)).await?;
                             let mut draft = Draft::of(&job, (self.clock)());
                             draft.finish(&rejected(&why));
                             draft.status
@@ -175,6 +188,7 @@ impl Writer {
                     };
                 }
                 Action::DeletePod { name, uid, grace } => self.delete_pod(name, uid, grace).await?,
+                Action::DeleteSecrets(names) => self.delete_secrets(names).await?,
                 Action::DeleteJob => {
                     self.delete_job(identity).await?;
                     return Ok(Applied::Gone);
@@ -258,6 +272,23 @@ impl Writer {
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
             Err(source) => Err(ApplyError::DeletePod { pod: name, source }),
         }
+    }
+
+    async fn delete_secrets(&self, names: Vec<String>) -> Result<(), ApplyError> {
+        for name in names {
+            match call(self.secrets.delete(&name, &DeleteParams::default())).await {
+                Ok(_) => {}
+                Err(error) if error.is_not_found() || error.is_conflict() => {}
+                Err(source) => match source.rejection() {
+                    // It goes with its CiJob.
+                    Some(words) => {
+                        tracing::warn!(secret = name, error = words, "cannot delete a job's secret");
+                    }
+                    None => return Err(ApplyError::DeleteSecret { secret: name, source }),
+                },
+            }
+        }
+        Ok(())
     }
 
     async fn delete_job(&self, identity: &Identity) -> Result<(), ApplyError> {

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition,
 };
 use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER, ORPHANED_EXIT_CODE};
-use roadstead_crds::status::EffectiveResources;
+use roadstead_crds::status::{EffectiveResources, ServiceState, ServiceStatus};
 use std::collections::BTreeMap;
 
 use crate::policy::image::Chooser;
@@ -24,6 +24,8 @@ pub struct Setting<'a> {
     pub chooser: Chooser,
     /// Requests and limits by container name.
     pub resources: &'a BTreeMap<String, EffectiveResources>,
+    /// The job's services.
+    pub services: &'a [ServiceStatus],
 }
 
 /// What a pod shows.
@@ -33,8 +35,10 @@ pub struct Inspection {
     pub node: Option<String>,
     /// When the API server accepted it.
     pub created: Option<Timestamp>,
-    /// Whether both containers that run scripts are up.
+    /// Whether both containers that run scripts are up, and those of services have begun.
     pub running: bool,
+    /// The job's services, as they are now.
+    pub services: Vec<ServiceStatus>,
     /// Why no node can take it, from the scheduler's words.
     pub unschedulable: Option<String>,
     /// The cluster's words on why it is about to take the pod away.
@@ -61,6 +65,8 @@ pub fn inspect(pod: &Pod, setting: Setting<'_>) -> Inspection {
         let container = containers.iter().find(|container| container.name == *name);
         container.and_then(|container| container.state.as_ref()).is_some_and(|state| state.running.is_some())
     });
+    let services: Vec<_> = setting.services.iter().map(|service| seen(service, &containers)).collect();
+    let begun = services.iter().all(|service| service.state != ServiceState::Waiting);
     let disrupted = condition("DisruptionTarget", "True").map(words);
     let trouble = worst(containers.iter().filter_map(|container| hindrance(container, setting)));
     let definite = trouble.as_ref().is_some_and(|trouble| trouble.definite);
@@ -73,7 +79,8 @@ pub fn inspect(pod: &Pod, setting: Setting<'_>) -> Inspection {
     Inspection {
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
-        running,
+        running: running && begun,
+        services,
         unschedulable: condition("PodScheduled", "False").map(|condition| {
             let message = condition.message.as_deref().filter(|message| !message.is_empty());
             waiting::no_node(message.or(condition.reason.as_deref()).unwrap_or_default(), setting.resources)
@@ -96,19 +103,37 @@ fn words(condition: &PodCondition) -> String {
     quoted(if message.is_empty() { condition.reason.as_deref().unwrap_or_default() } else { message })
 }
 
-fn role(name: &str, chooser: Chooser) -> Role {
+fn role(name: &str, setting: Setting<'_>) -> Role {
     match name {
-        BUILD_CONTAINER => Role::Build(chooser),
+        BUILD_CONTAINER => Role::Build(setting.chooser),
         HELPER_CONTAINER => Role::Helper,
         AGENT_CONTAINER => Role::Agent,
+        name if setting.services.iter().any(|service| service.container == name) => Role::Service,
         _ => Role::Extra,
     }
+}
+
+/// A service as its container is now. What has ended stays so: with the restart policy `Never` nobody starts it again.
+fn seen(service: &ServiceStatus, containers: &[&ContainerStatus]) -> ServiceStatus {
+    let container = containers.iter().find(|container| container.name == service.container);
+    let state = container.and_then(|container| container.state.as_ref());
+    let (state, ended) = match (container, state) {
+        (Some(container), Some(ContainerState { terminated: Some(how), .. })) => {
+            (ServiceState::Ended, Some(manner(container, how)))
+        }
+        (Some(container), Some(ContainerState { running: Some(_), .. })) if container.ready => {
+            (ServiceState::Ready, None)
+        }
+        (_, Some(ContainerState { running: Some(_), .. })) => (ServiceState::Running, None),
+        _ => (service.state, service.ended.clone()),
+    };
+    ServiceStatus { state, ended, ..service.clone() }
 }
 
 /// What keeps the container from starting, if anything does.
 fn hindrance(status: &ContainerStatus, setting: Setting<'_>) -> Option<Trouble> {
     let container = Container {
-        role: role(&status.name, setting.chooser),
+        role: role(&status.name, setting),
         name: &status.name,
         image: &status.image,
         class: setting.class,
@@ -118,7 +143,8 @@ fn hindrance(status: &ContainerStatus, setting: Setting<'_>) -> Option<Trouble> 
         let message = waiting.message.as_deref().unwrap_or_default();
         return start::waiting(container, waiting.reason.as_deref().unwrap_or_default(), message);
     }
-    let terminated = state.terminated.as_ref()?;
+    // The job goes on without a service that has ended, however it did.
+    let terminated = state.terminated.as_ref().filter(|_| container.role != Role::Service)?;
     let reason = terminated.reason.as_deref().unwrap_or_default();
     let message = terminated.message.as_deref().unwrap_or_default();
     // What containerd and CRI-O call it when the command could not be run at all. A command in a format that
@@ -228,7 +254,10 @@ fn manner(container: &ContainerStatus, how: &ContainerStateTerminated) -> String
         None => format!("exit code {}", how.exit_code),
     };
     let reason = how.reason.as_deref().filter(|reason| !matches!(*reason, "" | "Error" | "Completed"));
-    let message = how.message.as_deref().filter(|_| container.name == AGENT_CONTAINER).map(quoted);
+    // Of a container that never ran the runtime says why.
+    let never_ran = matches!(reason, Some("StartError" | "ContainerCannotRun"));
+    let believed = never_ran || container.name == AGENT_CONTAINER;
+    let message = how.message.as_deref().filter(|_| believed).map(quoted);
     let mut text = code;
     for part in reason.map(str::to_owned).into_iter().chain(message.filter(|message| !message.is_empty())) {
         text.push_str(", ");
@@ -251,10 +280,14 @@ mod tests {
     }
 
     fn read(pod: &Pod) -> Inspection {
+        read_with(pod, &[])
+    }
+
+    fn read_with(pod: &Pod, services: &[ServiceStatus]) -> Inspection {
         let limits = BTreeMap::from([("memory".to_owned(), "512Mi".to_owned())]);
         let build = EffectiveResources { limits, ..EffectiveResources::default() };
         let resources = BTreeMap::from([("build".to_owned(), build)]);
-        inspect(pod, Setting { class: "default", chooser: Chooser::Job, resources: &resources })
+        inspect(pod, Setting { class: "default", chooser: Chooser::Job, resources: &resources, services })
     }
 
     fn container(name: &str, state: &Value) -> Value {
@@ -410,6 +443,50 @@ mod tests {
         let seen = look(Some("n"), with(&terminated(0, "Completed"), &running(), &foreign));
         let Some(PodEnd::CannotStart(trouble)) = seen.end else { panic!("{:?}", seen.end) };
         assert_eq!(trouble.reason, Reason::ImageUnusable);
+    }
+
+    #[test]
+    fn a_service_that_ends_ends_no_job_and_one_that_cannot_be_pulled_does() {
+        let service = ServiceStatus {
+            container: "svc-0".to_owned(),
+            image: "redis:7".to_owned(),
+            pull_policies: vec![],
+            state: ServiceState::Waiting,
+            ended: None,
+        };
+        let look = |state: &Value, ready: bool| {
+            let mut status = with(&terminated(0, "Completed"), &running(), &running());
+            let mut container = container("svc-0", state);
+            container["ready"] = json!(ready);
+            status["containerStatuses"].as_array_mut().unwrap().push(container);
+            let pod = fixture::with_status(fixture::pod("p-1", "u-1", fixture::birth()), Some("n"), status);
+            read_with(&pod, std::slice::from_ref(&service))
+        };
+        let oom = terminated(137, "OOMKilled");
+        let start_error = json!({"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: \"x\": not found"}});
+        for (state, ready, running, expected, ended) in [
+            (&waiting("ContainerCreating", ""), false, false, ServiceState::Waiting, None),
+            (&running(), false, true, ServiceState::Running, None),
+            (&running(), true, true, ServiceState::Ready, None),
+            (&terminated(3, "Error"), false, true, ServiceState::Ended, Some("exit code 3")),
+            (&oom, false, true, ServiceState::Ended, Some("exit code 137 (signal 9), OOMKilled")),
+            (
+                &start_error,
+                false,
+                true,
+                ServiceState::Ended,
+                Some("exit code 128, StartError, exec: \"x\": not found"),
+            ),
+        ] {
+            let seen = look(state, ready);
+            assert_eq!((seen.running, seen.end, seen.trouble), (running, None, None), "{state}");
+            let told = &seen.services[0];
+            assert_eq!((told.state, told.ended.as_deref()), (expected, ended), "{state}");
+        }
+        let seen = look(&waiting("ErrImagePull", "redis:7: not found"), false);
+        let Some(PodEnd::CannotStart(trouble)) = seen.end else { panic!("{:?}", seen.end) };
+        assert_eq!((trouble.reason, trouble.unpulled.as_deref()), (Reason::ImageNotFound, Some("svc-0")));
+        assert!(trouble.message.contains("`services:`"), "{}", trouble.message);
     }
 
     #[test]

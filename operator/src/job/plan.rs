@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use roadstead_crds::request::JobRequest;
 use roadstead_crds::status::{PodStatus, condition};
-use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason, names};
 
 use crate::job::Identity;
 use crate::job::inspect::{self, Inspection, Setting};
@@ -104,6 +105,9 @@ pub enum Action {
         /// Seconds between SIGTERM and SIGKILL.
         grace: u32,
     },
+    /// Delete the Secrets of the job, by their names: it needs them no longer. What is left of them goes with the
+    /// CiJob.
+    DeleteSecrets(Vec<String>),
     /// Delete the CiJob: it was kept long enough.
     DeleteJob,
 }
@@ -195,6 +199,13 @@ pub fn wants_room(observed: &mut Observed) -> Option<Arc<Candidate>> {
         Selection::Chosen(choice) => Some(Arc::clone(&choice.class)),
         Selection::Missing(_) | Selection::Refused(_) => None,
     }
+}
+
+/// Names of the Secrets that the shim stores for a job.
+pub fn secrets(identity: &Identity, request: &JobRequest) -> Vec<String> {
+    let of_service = |place| names::service_secret_name(&identity.name, &identity.uid, place);
+    let pull = request.registry_credentials.then(|| names::pull_secret_name(&identity.name, &identity.uid));
+    (0..request.services.len()).map(of_service).chain(pull).collect()
 }
 
 struct Planner<'a> {
@@ -436,13 +447,15 @@ impl<'a> Planner<'a> {
             class: status.class.as_deref().unwrap_or_default(),
             chooser: image::chooser(request),
             resources: &status.resources,
+            services: &status.services,
         };
         inspect::inspect(pod, setting)
     }
 
     fn end(mut self, verdict: &Verdict) -> Plan {
         self.draft.finish(verdict);
-        let actions = self.delete_pods(self.grace(), |_| true);
+        let mut actions = self.delete_pods(self.grace(), |_| true);
+        actions.extend(self.delete_secrets());
         let expiry = timeouts::after(self.now, self.ttl());
         self.plan(Why::Ended(verdict.reason), actions, &[expiry])
     }
@@ -488,6 +501,12 @@ impl<'a> Planner<'a> {
             Some(PodStatus { name, node: None, .. }) => format!("pod \"{name}\""),
             None => "the job's pod".to_owned(),
         }
+    }
+
+    /// Deletes what the shim has stored for the job, if it has.
+    fn delete_secrets(&self) -> Option<Action> {
+        let names = secrets(&self.observed.identity, &self.observed.job.spec.request);
+        (!names.is_empty()).then_some(Action::DeleteSecrets(names))
     }
 
     /// Deletes pods of the job under other names than the recorded one.

@@ -1,19 +1,21 @@
 //! Builds the pod of a job. Only image, resources, placement, labels, owner and deadline are the job's own:
 //! everything else about it reaches the agent over the shim's connection, never the pod's spec.
 
+mod services;
 mod trial;
 mod volumes;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodSpec, SecurityContext,
+    Container, EnvVar, EnvVarSource, LocalObjectReference, ObjectFieldSelector, Pod, PodSpec, SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use roadstead_crds::jobclass::{AgentSource, DnsPolicy, MountingContainer};
 use roadstead_crds::labels::{
     AGENT_CONTAINER, AGENT_IMAGE_PATH, AGENT_PATH, BUILD_CONTAINER, HELPER_CONTAINER, MANAGER,
 };
+use roadstead_crds::names::pull_secret_name;
 use roadstead_crds::request::{JobRequest, PullPolicy};
 use roadstead_crds::{GROUP, JobClassSpec, VERSION, labels};
 
@@ -78,7 +80,7 @@ pub fn build(order: Order<'_>, name: &str) -> Result<Pod, OverlayError> {
             active_deadline_seconds: Some(
                 terms.timeouts.job_seconds.saturating_add(timeouts::BEHIND_OPERATOR_SECONDS),
             ),
-            image_pull_secrets: filled(class.pod.image_pull_secrets.clone()),
+            image_pull_secrets: filled(pull_secrets(order)),
             node_selector: filled_map(&placement.node_selector),
             tolerations: filled(placement.tolerations.clone()),
             affinity: placement.affinity.clone(),
@@ -90,7 +92,7 @@ pub fn build(order: Order<'_>, name: &str) -> Result<Pod, OverlayError> {
             host_users: class.pod.host_users,
             dns_policy: class.pod.dns_policy.map(DnsPolicy::as_str).map(str::to_owned),
             dns_config: class.pod.dns_config.clone(),
-            host_aliases: filled(class.pod.host_aliases.clone()),
+            host_aliases: filled(services::host_aliases(order)),
             containers: containers(order),
             volumes: Some(volumes::volumes(space(order))),
             ..PodSpec::default()
@@ -102,6 +104,15 @@ pub fn build(order: Order<'_>, name: &str) -> Result<Pod, OverlayError> {
 
 fn filled<T>(items: Vec<T>) -> Option<Vec<T>> {
     (!items.is_empty()).then_some(items)
+}
+
+/// The job's own credentials come first.
+fn pull_secrets(order: Order<'_>) -> Vec<LocalObjectReference> {
+    let Order { identity, request, class, .. } = order;
+    let own = request
+        .registry_credentials
+        .then(|| LocalObjectReference { name: pull_secret_name(&identity.name, &identity.uid) });
+    own.into_iter().chain(class.pod.image_pull_secrets.iter().cloned()).collect()
 }
 
 fn pod_labels(identity: &Identity, request: &JobRequest, terms: &Terms) -> BTreeMap<String, String> {
@@ -126,12 +137,15 @@ fn owner(identity: &Identity) -> OwnerReference {
     }
 }
 
-/// The kubelet starts them in this order; the one with the largest image comes last.
+/// The kubelet starts them in this order; of those that scripts run in the one with the largest image comes last. No
+/// service holds those up.
 fn containers(order: Order<'_>) -> Vec<Container> {
-    match order.class.helper.agent {
+    let mut containers = match order.class.helper.agent {
         AgentSource::Container => vec![agent(order), helper(order), build_container(order)],
         AgentSource::HelperImage => vec![helper(order), build_container(order)],
-    }
+    };
+    containers.extend(services::containers(order));
+    containers
 }
 
 fn agent(order: Order<'_>) -> Container {
@@ -169,14 +183,15 @@ fn helper(order: Order<'_>) -> Container {
 }
 
 fn build_container(order: Order<'_>) -> Container {
-    let Order { terms, class, .. } = order;
+    let Order { terms, class, request, .. } = order;
+    let user = request.image.as_ref().and_then(|image| image.user.as_deref());
     Container {
         name: BUILD_CONTAINER.to_owned(),
         image: Some(terms.image.clone()),
         image_pull_policy: policy(terms.pull_policies.first().copied()),
         command: Some(wait_and_serve(BUILD_CONTAINER, order)),
         env: Some(vec![pod_uid()]),
-        security_context: as_user(order),
+        security_context: as_user(order, BUILD_CONTAINER, user),
         lifecycle: class.pod.lifecycle.as_deref().cloned(),
         volume_mounts: Some(volumes::mounts(space(order), MountingContainer::Build, Access::Read)),
         ..common(order, BUILD_CONTAINER)
@@ -191,11 +206,22 @@ fn space(order: Order<'_>) -> Space<'_> {
 fn common(order: Order<'_>, name: &str) -> Container {
     Container {
         resources: order.terms.resources.get(name).and_then(resources::requirements),
-        security_context: order.class.pod.container_security_context.clone(),
+        security_context: security_context(order, name),
         // For the last words of the agent, and of a container runtime that could not start it.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
+}
+
+/// What the class says of containers of that kind, or of all.
+fn security_context(order: Order<'_>, name: &str) -> Option<SecurityContext> {
+    let pod = &order.class.pod;
+    let own = match name {
+        BUILD_CONTAINER => &pod.build_security_context,
+        HELPER_CONTAINER | AGENT_CONTAINER => &pod.helper_security_context,
+        _ => &pod.service_security_context,
+    };
+    own.as_deref().or(pod.container_security_context.as_deref()).cloned()
 }
 
 /// Waits for the agent with the shell that the image has, then becomes it. The shell is PID 1,
@@ -224,9 +250,8 @@ fn serve_options(container: &str, order: Order<'_>) -> Vec<String> {
 
 /// The class's security context with the user that the job asks for, unless the class says which
 /// one it is: what an administrator fixes, a job does not change.
-fn as_user(order: Order<'_>) -> Option<SecurityContext> {
-    let class = order.class.pod.container_security_context.clone();
-    let asked = order.request.image.as_ref().and_then(|image| image.user.as_deref());
+fn as_user(order: Order<'_>, name: &str, asked: Option<&str>) -> Option<SecurityContext> {
+    let class = security_context(order, name);
     let Some(asked) = asked else { return class };
     let (user, group) = asked.split_once(':').map_or((asked, None), |(user, group)| (user, Some(group)));
     let pod = order.class.pod.security_context.as_ref();

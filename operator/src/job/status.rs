@@ -3,8 +3,10 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use roadstead_crds::labels::BUILD_CONTAINER;
 use roadstead_crds::names::pod_name;
-use roadstead_crds::status::{LostPod, PodStatus, QueueStatus, StartBreakdown, condition};
+use roadstead_crds::request::PullPolicy;
+use roadstead_crds::status::{LostPod, PodStatus, QueueStatus, ServiceState, StartBreakdown, condition};
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 
 use crate::job::Identity;
@@ -186,11 +188,26 @@ impl<'a> Draft<'a> {
         self.status.conditions.retain(|condition| !of_pod.contains(&condition.type_.as_str()));
         let start = &mut self.status.start;
         (start.pod_created_ms, start.bound_ms, start.running_ms) = (None, None, None);
+        for service in &mut self.status.services {
+            (service.state, service.ended) = (ServiceState::Waiting, None);
+        }
+    }
+
+    /// The pull policies that are left to try for the image of a container of the job's.
+    pub fn pull_policies(&mut self, container: &str) -> Option<&mut Vec<PullPolicy>> {
+        if container == BUILD_CONTAINER {
+            return Some(&mut self.status.pull_policies);
+        }
+        let mut services = self.status.services.iter_mut();
+        let service = services.find(|service| service.container == container)?;
+        Some(&mut service.pull_policies)
     }
 
     /// The image is not to be had by the pull policy of the pod that was named last: another pod tries the next.
     pub fn pull_anew(&mut self, trouble: &Trouble) {
-        let Some(policy) = self.status.pull_policies.first() else { return };
+        let container = trouble.unpulled.as_deref().unwrap_or_default();
+        let left = self.pull_policies(container).and_then(|left| left.first().copied());
+        let Some(policy) = left else { return };
         let message = format!(
             "{} Another pod tries it with the pull policy {}.",
             sentence(&trouble.message),
@@ -199,8 +216,9 @@ impl<'a> Draft<'a> {
         self.stand(Phase::Admitted, trouble.reason, &message);
     }
 
-    /// What the pod shows of its start.
+    /// What the pod shows of its start, and of the job's services.
     pub fn progress(&mut self, seen: &Inspection) {
+        self.status.services.clone_from(&seen.services);
         if let Some(words) = &seen.disrupted {
             let message = sentence(words);
             self.condition(condition::DISRUPTED, Value::True, Reason::PodEvicted, &message);
@@ -352,8 +370,9 @@ mod tests {
                 reason: Reason::ImagePullFailed,
                 message: trouble.to_owned(),
                 definite: false,
-                unpulled: true,
+                unpulled: Some(BUILD_CONTAINER.to_owned()),
             }),
+            services: vec![],
             end: None,
         }
     }

@@ -4,12 +4,14 @@ use jiff::SignedDuration;
 use roadstead_crds::Reason;
 use roadstead_crds::jobclass::JobClassSpec;
 use roadstead_crds::request::{JobRequest, PullPolicy};
-use roadstead_crds::status::{CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig, OverrideReport};
+use roadstead_crds::status::{
+    CiJobStatus, EffectiveResources, EffectiveTimeouts, JobConfig, OverrideReport, ServiceStatus,
+};
 use std::collections::BTreeMap;
 
 use crate::policy::placement::{self, Placement};
 use crate::policy::verdict::Verdict;
-use crate::policy::{image, overrides, resources, timeouts};
+use crate::policy::{image, overrides, resources, services, timeouts};
 
 /// How long a job waits for a class that does not exist, from its creation: an installation or
 /// upgrade may be about to create it. gitlab-runner tries twice more, each time with a new CiJob.
@@ -51,6 +53,8 @@ pub struct Terms {
     pub image: String,
     /// When to pull it, in the order of the tries.
     pub pull_policies: Vec<PullPolicy>,
+    /// The services, and when to pull each.
+    pub services: Vec<ServiceStatus>,
     /// What gitlab-runner has to know.
     pub config: JobConfig,
     /// Timeouts in seconds.
@@ -69,7 +73,10 @@ impl Terms {
     pub fn grant(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<Self, Verdict> {
         let image = image::choose(request, name, class)?;
         let wishes = overrides::read(request).map_err(|refusals| overrides::refused(&refusals))?;
-        let granted = resources::effective(name, class, &wishes);
+        let services = services::choose(request, name, class)?;
+        let of_services = request.services.iter().map(overrides::of_service).collect::<Result<Vec<_>, _>>();
+        let of_services = of_services.map_err(|refusals| overrides::refused(&refusals))?;
+        let granted = resources::effective(name, class, &wishes, &of_services);
         if !granted.refusals.is_empty() {
             return Err(overrides::refused(&granted.refusals));
         }
@@ -77,13 +84,17 @@ impl Terms {
         Ok(Self {
             class: name.to_owned(),
             image: image.to_owned(),
-            pull_policies: image::pull_policies(request.image.as_ref(), &class.image),
+            pull_policies: image::pull_policies(
+                request.image.as_ref().map_or(&[], |image| &image.pull_policy),
+                &class.image,
+            ),
+            services,
             config: JobConfig {
                 shell: class.builds.shell,
                 builds_dir: class.builds.builds_dir.clone(),
                 cache_dir: class.builds.cache_dir.clone(),
             },
-            timeouts: timeouts::effective(request, &class.timeouts),
+            timeouts: timeouts::effective(request, class),
             resources: granted.containers,
             overrides: granted.report.into_iter().chain(placed.report).take(MOST_REPORTED).collect(),
         })
@@ -95,6 +106,7 @@ impl Terms {
             class: status.class.clone()?,
             image: status.image.clone()?,
             pull_policies: status.pull_policies.clone(),
+            services: status.services.clone(),
             config: status.config.clone()?,
             timeouts: status.timeouts.clone()?,
             resources: status.resources.clone(),
@@ -107,6 +119,7 @@ impl Terms {
         status.class = Some(self.class);
         status.image = Some(self.image);
         status.pull_policies = self.pull_policies;
+        status.services = self.services;
         status.config = Some(self.config);
         status.timeouts = Some(self.timeouts);
         status.resources = self.resources;
@@ -124,11 +137,12 @@ pub fn place(request: &JobRequest, name: &str, class: &JobClassSpec) -> Result<P
     Ok(placement::decide(request, name, class, &wishes)?.placement)
 }
 
-/// What is wrong with a class's image, resources and placement, a sentence each. None: it can be applied.
+/// What is wrong with a class's images, resources and placement, a sentence each. None: it can be applied.
 pub fn problems(class: &JobClassSpec) -> Vec<String> {
     let mut problems = resources::problems(class);
     problems.extend(placement::problems(class));
     problems.extend(image::problems(&class.image));
+    problems.extend(services::problems(class));
     problems
 }
 

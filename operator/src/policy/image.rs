@@ -1,7 +1,7 @@
 //! Which image the job's scripts run in, and what the kubelet says when it cannot be pulled.
 
 use roadstead_crds::jobclass::JobClassSpec;
-use roadstead_crds::request::{ImageRequest, JobRequest, PullPolicy};
+use roadstead_crds::request::{JobRequest, PullPolicy};
 use roadstead_crds::{Reason, jobclass};
 
 use crate::policy::overrides;
@@ -41,21 +41,21 @@ pub fn choose<'a>(
             ));
         }
     };
-    // The API server refuses such a pod without saying that it is about the image; the kubelet
-    // judges everything else about the name, with its own words.
-    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(Verdict::new(
-            Reason::InvalidImageName,
-            format!(
-                "{} \"{}\" is empty or contains spaces: {}",
-                subject(chooser(request), class_name),
-                name.escape_debug(),
-                remedy(chooser(request))
-            ),
-        ));
+    if is_blank(name) {
+        return Err(blank(&subject(chooser(request), class_name), name, remedy(chooser(request))));
     }
     if let Some(image) = &request.image {
-        let refusals = refusals(image, class_name, &class.image);
+        let default = class.image.default.as_ref() == Some(&image.name);
+        let allowed: &[String] = if default { &[] } else { &class.image.allowed };
+        let asked = Asked {
+            image: &image.name,
+            user: image.user.as_deref(),
+            pull_policy: &image.pull_policy,
+            part: "image",
+            what: "the image",
+            allowed,
+        };
+        let refusals = asked.refusals(class_name, &class.image);
         if !refusals.is_empty() {
             return Err(overrides::refused(&refusals));
         }
@@ -63,49 +63,82 @@ pub fn choose<'a>(
     Ok(name)
 }
 
-/// What a class does not allow about the image of a job, a sentence each.
-fn refusals(image: &ImageRequest, class_name: &str, class: &jobclass::BuildImage) -> Vec<String> {
-    let mut refusals = Vec::new();
-    // What is no pattern is told of the class, which takes no job then.
-    let mut patterns = class.allowed.iter().filter_map(|text| Pattern::new(text).ok());
-    let default = class.default.as_ref() == Some(&image.name);
-    if !class.allowed.is_empty() && !default && !patterns.any(|pattern| pattern.matches(&image.name)) {
-        refusals.push(format!(
-            "JobClass \"{class_name}\" does not allow the image \"{}\", only {}: change `image:` in .gitlab-ci.yml, \
-             or ask the administrator for `image.allowed`",
-            image.name.escape_debug(),
-            listed(&class.allowed.iter().map(String::as_str).collect::<Vec<_>>())
-        ));
-    }
-    if let Some(user) = &image.user {
-        let group_of = |allowed: &String| user.split_once(':').is_some_and(|(user, _)| user == allowed);
-        if !class.allowed_users.is_empty()
-            && !class.allowed_users.iter().any(|allowed| allowed == user || group_of(allowed))
-        {
-            refusals.push(format!(
-                "JobClass \"{class_name}\" does not allow the user {user}, only {}: change `image:kubernetes:user` in \
-                 .gitlab-ci.yml, or ask the administrator for `image.allowedUsers`",
-                listed(&class.allowed_users.iter().map(String::as_str).collect::<Vec<_>>())
-            ));
-        }
-    }
-    if !image.pull_policy.is_empty() && pull_policies(Some(image), class).is_empty() {
-        let words =
-            |policies: &[PullPolicy]| listed(&policies.iter().map(|one| one.as_str()).collect::<Vec<_>>());
-        refusals.push(format!(
-            "JobClass \"{class_name}\" does not allow the pull policy {}, only {}: change `image:pull_policy` in \
-             .gitlab-ci.yml, or ask the administrator for `image.allowedPullPolicies`",
-            words(&image.pull_policy),
-            words(&class.allowed_pull_policies)
-        ));
-    }
-    refusals
+/// Whether it cannot be a reference, for which the API server refuses a pod without saying that it is about the
+/// image. The kubelet judges everything else about the name, with its own words.
+pub(super) fn is_blank(name: &str) -> bool {
+    name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
-/// When to pull the build image, in the order of the tries: what the job asks for and the class allows, or what the
-/// class says. Kubernetes' own rule where that is nothing.
-pub fn pull_policies(image: Option<&ImageRequest>, class: &jobclass::BuildImage) -> Vec<PullPolicy> {
-    let asked = image.map_or(&[][..], |image| image.pull_policy.as_slice());
+/// The verdict on a job with such an image.
+pub(super) fn blank(subject: &str, name: &str, remedy: &str) -> Verdict {
+    Verdict::new(
+        Reason::InvalidImageName,
+        format!("{subject} \"{}\" is empty or contains spaces: {remedy}", name.escape_debug()),
+    )
+}
+
+/// An image that a job asks for, and how.
+pub(super) struct Asked<'a> {
+    /// Its reference.
+    pub image: &'a str,
+    /// User to run it as.
+    pub user: Option<&'a str>,
+    /// When to pull it.
+    pub pull_policy: &'a [PullPolicy],
+    /// Where it is in `.gitlab-ci.yml`, and in the class.
+    pub part: &'static str,
+    /// What it is, in a sentence.
+    pub what: &'static str,
+    /// Patterns of the class, one of which has to match it if there are any.
+    pub allowed: &'a [String],
+}
+
+impl Asked<'_> {
+    /// What a class does not allow about it, a sentence each. Users and pull policies are those of the class's
+    /// `image`.
+    pub fn refusals(&self, class_name: &str, class: &jobclass::BuildImage) -> Vec<String> {
+        let Self { image, user, pull_policy, part, what, allowed } = *self;
+        let mut refusals = Vec::new();
+        // What is no pattern is told of the class, which takes no job then.
+        let mut patterns = allowed.iter().filter_map(|text| Pattern::new(text).ok());
+        if !allowed.is_empty() && !patterns.any(|pattern| pattern.matches(image)) {
+            refusals.push(format!(
+                "JobClass \"{class_name}\" does not allow {what} \"{}\", only {}: change `{part}:` in .gitlab-ci.yml, \
+                 or ask the administrator for `{part}.allowed`",
+                image.escape_debug(),
+                listed(&allowed.iter().map(String::as_str).collect::<Vec<_>>())
+            ));
+        }
+        if let Some(user) = user {
+            let group_of = |allowed: &String| user.split_once(':').is_some_and(|(user, _)| user == allowed);
+            if !class.allowed_users.is_empty()
+                && !class.allowed_users.iter().any(|allowed| allowed == user || group_of(allowed))
+            {
+                refusals.push(format!(
+                    "JobClass \"{class_name}\" does not allow the user {user}, only {}: change `{part}:kubernetes:user` in \
+                     .gitlab-ci.yml, or ask the administrator for `image.allowedUsers`",
+                    listed(&class.allowed_users.iter().map(String::as_str).collect::<Vec<_>>())
+                ));
+            }
+        }
+        if !pull_policy.is_empty() && pull_policies(pull_policy, class).is_empty() {
+            let words = |policies: &[PullPolicy]| {
+                listed(&policies.iter().map(|one| one.as_str()).collect::<Vec<_>>())
+            };
+            refusals.push(format!(
+                "JobClass \"{class_name}\" does not allow the pull policy {}, only {}: change `{part}:pull_policy` in \
+                 .gitlab-ci.yml, or ask the administrator for `image.allowedPullPolicies`",
+                words(pull_policy),
+                words(&class.allowed_pull_policies)
+            ));
+        }
+        refusals
+    }
+}
+
+/// When to pull an image of the job, in the order of the tries: what the job asks for and the class allows, or what
+/// the class says. Kubernetes' own rule where that is nothing.
+pub fn pull_policies(asked: &[PullPolicy], class: &jobclass::BuildImage) -> Vec<PullPolicy> {
     let allowed = &class.allowed_pull_policies;
     let wanted: Vec<_> = if asked.is_empty() {
         class.pull_policies.clone()
@@ -124,13 +157,16 @@ pub fn pull_policies(image: Option<&ImageRequest>, class: &jobclass::BuildImage)
 
 /// What is wrong with a class's image, a sentence each.
 pub fn problems(class: &jobclass::BuildImage) -> Vec<String> {
-    let mut problems = Vec::new();
-    for (index, text) in class.allowed.iter().enumerate() {
-        if let Err(error) = Pattern::new(text) {
-            problems.push(format!("image.allowed[{index}] {text:?} is not a pattern: {error}"));
-        }
-    }
-    problems
+    problems_of("image.allowed", &class.allowed)
+}
+
+/// What is wrong with patterns of images, a sentence each.
+pub(super) fn problems_of(field: &str, allowed: &[String]) -> Vec<String> {
+    let problem = |(index, text): (usize, &String)| {
+        let error = Pattern::new(text).err()?;
+        Some(format!("{field}[{index}] {text:?} is not a pattern: {error}"))
+    };
+    allowed.iter().enumerate().filter_map(problem).collect()
 }
 
 /// Who chose the image of the job's build container.
@@ -276,20 +312,14 @@ mod tests {
     fn the_jobs_pull_policies_come_before_the_classs() {
         use PullPolicy::{Always, IfNotPresent, Never};
         let mut class = jobclass::BuildImage { pull_policies: vec![Always], ..Default::default() };
-        let asking = |policies: &[PullPolicy]| ImageRequest {
-            name: "alpine".to_owned(),
-            pull_policy: policies.to_vec(),
-            user: None,
-        };
-        assert_eq!(pull_policies(None, &class), [Always]);
-        assert_eq!(pull_policies(Some(&asking(&[])), &class), [Always]);
-        assert_eq!(pull_policies(Some(&asking(&[Never, Always])), &class), [Never, Always]);
+        assert_eq!(pull_policies(&[], &class), [Always]);
+        assert_eq!(pull_policies(&[Never, Always], &class), [Never, Always]);
         class.allowed_pull_policies = vec![Always, IfNotPresent];
-        assert_eq!(pull_policies(Some(&asking(&[Never, Always])), &class), [Always]);
-        assert_eq!(pull_policies(Some(&asking(&[Never])), &class), []);
+        assert_eq!(pull_policies(&[Never, Always], &class), [Always]);
+        assert_eq!(pull_policies(&[Never], &class), []);
         // What the class says itself needs no leave.
         class.pull_policies = vec![Never, Always, Never];
-        assert_eq!(pull_policies(None, &class), [Never, Always]);
+        assert_eq!(pull_policies(&[], &class), [Never, Always]);
     }
 
     #[test]

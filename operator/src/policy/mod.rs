@@ -12,6 +12,7 @@ pub mod placement;
 pub mod queue;
 pub mod resources;
 pub mod select;
+pub mod services;
 pub mod start;
 pub mod storage;
 pub mod timeouts;

@@ -1,8 +1,10 @@
 //! What a job asks for with its variables, read from its request, and what is said about it.
 
+use std::collections::BTreeMap;
+
 use roadstead_crds::Reason;
-use roadstead_crds::overrides::{Variable, Wish};
-use roadstead_crds::request::JobRequest;
+use roadstead_crds::overrides::{Target, Variable, Wish};
+use roadstead_crds::request::{JobRequest, ServiceRequest};
 use roadstead_crds::status::{OverrideOutcome, OverrideReport};
 
 use crate::policy::verdict::Verdict;
@@ -27,8 +29,28 @@ pub struct Wished<'a> {
 /// # Errors
 /// The variables that cannot be read, a sentence each.
 pub fn read(request: &JobRequest) -> Result<Vec<Wished<'_>>, Vec<String>> {
+    wished(&request.overrides)
+}
+
+/// What the variables of a service ask for, which is about that service's container only.
+///
+/// # Errors
+/// The variables that cannot be read, a sentence each.
+pub fn of_service(service: &ServiceRequest) -> Result<Vec<Wished<'_>>, Vec<String>> {
+    let foreign = |name: &&String| {
+        !matches!(Variable::named(name), Some(Variable::Amount { target: Target::Service, .. }))
+    };
+    match service.overrides.keys().find(foreign) {
+        Some(name) => {
+            Err(vec![format!("`{name}` is not a variable with which a service asks for something")])
+        }
+        None => wished(&service.overrides),
+    }
+}
+
+fn wished(overrides: &BTreeMap<String, String>) -> Result<Vec<Wished<'_>>, Vec<String>> {
     let (mut wishes, mut refusals) = (Vec::new(), Vec::new());
-    for (name, value) in &request.overrides {
+    for (name, value) in overrides {
         let Some(variable) = Variable::named(name) else {
             refusals.push(format!("`{name}` is not a variable that Roadstead knows"));
             continue;

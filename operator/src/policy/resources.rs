@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use roadstead_crds::jobclass::{AgentSource, JobClassSpec, Resources};
-use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER};
+use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER, service_container};
 use roadstead_crds::overrides::{Bound, Target, Wish};
 use roadstead_crds::status::{EffectiveResources, OverrideOutcome, OverrideReport};
 
@@ -27,14 +27,20 @@ pub struct Granted {
     pub refusals: Vec<String>,
 }
 
-/// What each container of a job of the class gets.
-pub fn effective(class_name: &str, class: &JobClassSpec, wishes: &[Wished<'_>]) -> Granted {
+/// What each container of a job of the class gets. What the variables of a service ask for comes before what the job's
+/// ask for its services.
+pub fn effective(
+    class_name: &str,
+    class: &JobClassSpec,
+    wishes: &[Wished<'_>],
+    services: &[Vec<Wished<'_>>],
+) -> Granted {
     let mut granted = Granted::default();
-    for (name, target, resources) in [
-        (BUILD_CONTAINER, Target::Build, &class.resources.build),
-        (HELPER_CONTAINER, Target::Helper, &class.resources.helper),
+    for (name, target, field, resources) in [
+        (BUILD_CONTAINER, Target::Build, "resources.build", &class.resources.build),
+        (HELPER_CONTAINER, Target::Helper, "resources.helper", &class.resources.helper),
     ] {
-        let container = Container { class: class_name, target, resources };
+        let container = Container { class: class_name, name, field, resources };
         let asks: Vec<Ask<'_>> = wishes.iter().filter_map(|wished| ask(wished, target)).collect();
         let amounts = container.grant(&asks, &mut granted);
         granted.containers.insert(name.to_owned(), amounts);
@@ -43,10 +49,21 @@ pub fn effective(class_name: &str, class: &JobClassSpec, wishes: &[Wished<'_>]) 
         // It only copies a file, but a namespace's quota may demand that every container says.
         granted.containers.insert(AGENT_CONTAINER.to_owned(), of(&class.resources.helper));
     }
+    for (place, own) in services.iter().enumerate() {
+        let name = &service_container(place);
+        let resources = &class.resources.services;
+        let container = Container { class: class_name, name, field: "resources.services", resources };
+        let mut asks: Vec<Ask<'_>> = own.iter().filter_map(|wished| ask(wished, Target::Service)).collect();
+        for of_all in wishes.iter().filter_map(|wished| ask(wished, Target::Service)) {
+            if !asks.iter().any(|ask| ask.resource == of_all.resource && ask.bounds == of_all.bounds) {
+                asks.push(of_all);
+            }
+        }
+        let amounts = container.grant(&asks, &mut granted);
+        granted.containers.insert(name.clone(), amounts);
+    }
     for wished in wishes {
-        if let Wish::Amount { target: target @ (Target::Service | Target::Pod), resource, bound, .. } =
-            wished.wish
-        {
+        if let Wish::Amount { target: target @ Target::Pod, resource, bound, .. } = wished.wish {
             let what = format!("{target} {resource} {bound}");
             granted.report.push(reported(what, wished, OverrideOutcome::Unsupported));
         }
@@ -77,6 +94,7 @@ fn ask<'a>(wished: &'a Wished<'a>, container: Target) -> Option<Ask<'a>> {
 pub fn problems(class: &JobClassSpec) -> Vec<String> {
     let mut problems = bounds::problems("resources.build", &class.resources.build);
     problems.extend(bounds::problems("resources.helper", &class.resources.helper));
+    problems.extend(bounds::problems("resources.services", &class.resources.services));
     problems
 }
 

@@ -27,6 +27,8 @@ pub enum Role {
     Helper,
     /// Puts the agent into the pod and exits.
     Agent,
+    /// A service that the job asked for.
+    Service,
     /// Added by the class's overlay.
     Extra,
 }
@@ -36,7 +38,7 @@ impl Role {
     pub fn may_end(self) -> bool {
         match self {
             Self::Build(_) | Self::Helper => false,
-            Self::Agent | Self::Extra => true,
+            Self::Agent | Self::Service | Self::Extra => true,
         }
     }
 }
@@ -50,8 +52,8 @@ pub struct Trouble {
     pub message: String,
     /// Whether trying again is pointless. Otherwise the kubelet gets some time.
     pub definite: bool,
-    /// Whether it is the build image that is not on the node, where another pull policy may help.
-    pub unpulled: bool,
+    /// The container of the job's whose image is not on the node, where another pull policy may help.
+    pub unpulled: Option<String>,
 }
 
 /// Reads the state of a container that waits. `None`: it waits for nothing out of the ordinary.
@@ -90,9 +92,18 @@ fn not_pulled(container: Container<'_>, failure: PullFailure, message: &str) -> 
             "cannot be pulled: the registry does not have it, or does not show it to these credentials. \
              Check `image:` in .gitlab-ci.yml and the credentials for its registry",
         ),
-        (Role::Build(Chooser::Job), PullFailure::NeverPulled) => (
+        (Role::Build(Chooser::Job) | Role::Service, PullFailure::NeverPulled) => (
             Reason::ImageNotFound,
             "is not on the node, and the pull policy Never forbids to pull it: choose another `pull_policy` or image in .gitlab-ci.yml",
+        ),
+        (Role::Service, PullFailure::InvalidName) => (
+            Reason::InvalidImageName,
+            "is not a valid image reference: correct `services:` in .gitlab-ci.yml (is a variable in it empty or undefined?)",
+        ),
+        (Role::Service, PullFailure::NotThere) => (
+            Reason::ImageNotFound,
+            "cannot be pulled: the registry does not have it, or does not show it to these credentials. \
+             Check `services:` in .gitlab-ci.yml and the credentials for its registry",
         ),
         (_, PullFailure::InvalidName) => {
             (Reason::ImagePullFailed, "is not a valid image reference: the administrator has to correct it")
@@ -112,13 +123,15 @@ fn not_pulled(container: Container<'_>, failure: PullFailure, message: &str) -> 
         Role::Build(chooser) => image::subject(chooser, class),
         Role::Helper => "the helper image".to_owned(),
         Role::Agent => "the agent image".to_owned(),
+        Role::Service => format!("the image of the service in container \"{name}\","),
         Role::Extra => format!("the image of container \"{name}\", which JobClass \"{class}\" adds,"),
     };
     Trouble {
         reason,
         message: said(format!("{subject} \"{image}\" {what}"), message),
         definite: failure != PullFailure::Unavailable,
-        unpulled: matches!(role, Role::Build(_)) && failure != PullFailure::InvalidName,
+        unpulled: (matches!(role, Role::Build(_) | Role::Service) && failure != PullFailure::InvalidName)
+            .then(|| name.to_owned()),
     }
 }
 
@@ -127,6 +140,8 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
     let lower = message.to_lowercase();
     let flaw = match role {
         Role::Build(_) | Role::Helper => Flaw::find(&lower),
+        // Its command is the image's own or the job's, not /bin/sh.
+        Role::Service => Flaw::find(&lower).filter(|flaw| matches!(flaw, Flaw::Root)),
         Role::Agent | Role::Extra => None,
     };
     let Some(flaw) = flaw else {
@@ -137,7 +152,7 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
                 message,
             ),
             definite: ended,
-            unpulled: false,
+            unpulled: None,
         };
     };
     let (subject, reason, remedy) = match role {
@@ -149,6 +164,11 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
             Reason::ContainerCreateFailed,
             "The administrator has to correct it",
         ),
+        Role::Service => (
+            format!("the image of the service in container \"{name}\","),
+            Reason::ImageUnusable,
+            "Use an image with a numeric user, or set `kubernetes:user` of the service",
+        ),
         Role::Helper | Role::Agent | Role::Extra => (
             "the helper image".to_owned(),
             Reason::ContainerCreateFailed,
@@ -159,7 +179,7 @@ fn not_created(container: Container<'_>, reason: &str, message: &str, ended: boo
         reason,
         message: said(format!("{subject} \"{image}\" {}. {remedy}", flaw.what(class)), message),
         definite: true,
-        unpulled: false,
+        unpulled: None,
     }
 }
 
@@ -232,6 +252,7 @@ mod tests {
         for (role, reason, blame) in [
             (JOB, Reason::ImageNotFound, Blame::User),
             (CLASS, Reason::ImagePullFailed, Blame::System),
+            (Role::Service, Reason::ImageNotFound, Blame::User),
             (Role::Helper, Reason::ImagePullFailed, Blame::System),
             (Role::Agent, Reason::ImagePullFailed, Blame::System),
             (Role::Extra, Reason::ImagePullFailed, Blame::System),
@@ -278,6 +299,9 @@ mod tests {
         }
         // The kubelet would try this for ever.
         assert!(waiting(container(JOB), "CreateContainerConfigError", root).unwrap().definite);
+        let service = waiting(container(Role::Service), "CreateContainerConfigError", root).unwrap();
+        assert_eq!((service.reason, service.definite), (Reason::ImageUnusable, true));
+        assert!(service.message.contains("`kubernetes:user` of the service"), "{}", service.message);
     }
 
     #[test]

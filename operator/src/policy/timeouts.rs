@@ -1,7 +1,7 @@
 //! How long a job may take.
 
 use jiff::{SignedDuration, Timestamp};
-use roadstead_crds::jobclass::Timeouts;
+use roadstead_crds::JobClassSpec;
 use roadstead_crds::request::JobRequest;
 use roadstead_crds::status::EffectiveTimeouts;
 
@@ -20,12 +20,15 @@ pub const START_TROUBLE: SignedDuration = SignedDuration::from_secs(12);
 
 /// The timeouts of a job: the smaller of its own and the class's, the rest by the class, but for
 /// how long the pod of a job by hand is kept.
-pub fn effective(request: &JobRequest, class: &Timeouts) -> EffectiveTimeouts {
+pub fn effective(request: &JobRequest, class: &JobClassSpec) -> EffectiveTimeouts {
+    let ready_seconds = class.services.ready_seconds;
+    let class = &class.timeouts;
     let job_seconds = request.timeout_seconds.min(class.job_seconds);
     EffectiveTimeouts {
         job_seconds,
         queue_seconds: class.queue_seconds,
         start_seconds: class.start_seconds,
+        ready_seconds,
         script_seconds: class.script_seconds,
         after_script_seconds: class.after_script_seconds,
         termination_grace_seconds: class.termination_grace_seconds,
@@ -71,22 +74,27 @@ pub fn clock(since: Timestamp, job_seconds: i64, now: Timestamp) -> Clock {
 mod tests {
     use super::*;
     use crate::fixture;
+    use roadstead_crds::jobclass::Timeouts;
+
+    fn class(timeouts: Timeouts) -> JobClassSpec {
+        JobClassSpec { timeouts, ..JobClassSpec::default() }
+    }
 
     #[test]
     fn the_smaller_timeout_of_job_and_class_applies() {
         // GitLab's three examples of a runner's maximum job timeout: larger, none, smaller.
-        for (job, class, effective_seconds) in
+        for (job, longest, effective_seconds) in
             [(7200, 86_400, 7200), (7200, 31_536_000, 7200), (7200, 1800, 1800)]
         {
             let request = JobRequest { timeout_seconds: job, ..fixture::request() };
-            let class = Timeouts { job_seconds: class, ..Timeouts::default() };
+            let class = class(Timeouts { job_seconds: longest, ..Timeouts::default() });
             assert_eq!(effective(&request, &class).job_seconds, effective_seconds);
         }
     }
 
     #[test]
     fn a_job_by_hand_says_how_long_it_is_kept_within_its_timeout() {
-        let class = Timeouts { job_seconds: 1800, orphan_seconds: 120, ..Timeouts::default() };
+        let class = class(Timeouts { job_seconds: 1800, orphan_seconds: 120, ..Timeouts::default() });
         for (keep, seconds) in [(None, 120), (Some(10), 10), (Some(600), 600), (Some(86_400), 1800)] {
             let request = JobRequest { keep_seconds: keep, ..fixture::request() };
             assert_eq!(effective(&request, &class).orphan_seconds, seconds, "{keep:?}");

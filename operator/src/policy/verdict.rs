@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use roadstead_crds::Reason;
-use roadstead_crds::labels::BUILD_CONTAINER;
+use roadstead_crds::labels::{BUILD_CONTAINER, is_service_container};
 use roadstead_crds::reason::Blame;
 use roadstead_crds::report::{JobReport, Outcome};
 use roadstead_crds::status::{EffectiveResources, Phase};
@@ -212,8 +212,12 @@ fn observed(end: &PodEnd, case: &Case<'_>) -> Verdict {
 
 /// What the job's author can do who needs more for the build container.
 fn more_for_build(case: &Case<'_>, resource: &str, variable: &str) -> String {
+    more_for(case, BUILD_CONTAINER, resource, variable)
+}
+
+fn more_for(case: &Case<'_>, container: &str, resource: &str, variable: &str) -> String {
     let none = EffectiveResources::default();
-    case.resources.get(BUILD_CONTAINER).unwrap_or(&none).more_of(resource, variable, case.class)
+    case.resources.get(container).unwrap_or(&none).more_of(resource, variable, case.class)
 }
 
 fn storage_exceeded(overrun: &Overrun, case: &Case<'_>) -> Verdict {
@@ -225,6 +229,12 @@ fn storage_exceeded(overrun: &Overrun, case: &Case<'_>) -> Verdict {
                 "container \"{name}\" of {place} wrote more than its limit of {limit} of ephemeral storage"
             ),
             more(),
+        ),
+        Overrun::Container { name, limit } if is_service_container(name) => (
+            format!(
+                "the service in container \"{name}\" of {place} wrote more than its limit of {limit} of ephemeral storage"
+            ),
+            more_for(case, name, "ephemeral-storage", "KUBERNETES_SERVICE_EPHEMERAL_STORAGE_LIMIT"),
         ),
         Overrun::Pod { limit } => (
             format!(

@@ -7,13 +7,16 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use roadstead_crds::names;
 use roadstead_crds::request::{
-    BY_HAND, GitRef, GitRefType, ImageRequest, JobIdentity, JobRequest, ProjectIdentity, RunnerIdentity,
-    TagSource,
+    BY_HAND, GitRef, GitRefType, ImageRequest, JobIdentity, JobRequest, MOST_SERVICES, ProjectIdentity,
+    RunnerIdentity, ServiceRequest, TagSource,
 };
 
-use super::request::Wishes;
+use super::request::{ServiceWish, Wishes};
+use crate::shim::deposit::Deposit;
 use crate::shim::exit::Failure;
 use crate::shim::request::{LONGEST_TIMEOUT_SECONDS, check_lengths, in_microseconds};
+use crate::shim::service_variables::Sources;
+use crate::shim::services;
 
 /// GitLab counts its jobs and projects from 1.
 const NO_ID: i64 = 0;
@@ -57,6 +60,8 @@ pub fn request(
         tag_source: Some(TagSource::Job),
         class_name: class_name.map(str::to_owned),
         image: wishes.image.as_ref().map(image),
+        services: services(wishes)?,
+        registry_credentials: false,
         overrides: wishes.variables.overrides()?,
         // As long as the class allows.
         timeout_seconds: LONGEST_TIMEOUT_SECONDS,
@@ -65,6 +70,22 @@ pub fn request(
     };
     check_lengths(&request)?;
     Ok(request)
+}
+
+fn services(wishes: &Wishes) -> Result<Vec<ServiceRequest>, Failure> {
+    if wishes.services.len() > MOST_SERVICES {
+        return Err(Failure::user(format!("there are more than {MOST_SERVICES} services")));
+    }
+    let (variables, secrets) = (wishes.variables.as_of_gitlab(), wishes.variables.secrets());
+    let service = |wish: &ServiceWish| services::of_one(&wish.as_of_gitlab(), &variables, &secrets);
+    wishes.services.iter().map(service).collect()
+}
+
+/// What has to be stored for the job: its services find the variables of the job, and their own.
+pub fn deposit(wishes: &Wishes) -> Deposit {
+    let own = wishes.services.iter().map(|wish| wish.variables.as_of_gitlab()).collect();
+    let sources = Sources { job: wishes.variables.as_of_gitlab(), services: own, ..Sources::default() };
+    Deposit { services: sources, registries: None }
 }
 
 /// What the API would not take.
@@ -92,6 +113,7 @@ mod tests {
             image: Some("alpine:3.20".into()),
             keep_seconds: Some(600),
             tags: vec!["gpu".into()],
+            services: vec![],
             variables: Variables(
                 [("KUBERNETES_CPU_LIMIT".into(), "2".into()), ("PASSWORD".into(), "hunter2hunter2".into())]
                     .into(),

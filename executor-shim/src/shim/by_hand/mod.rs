@@ -236,7 +236,8 @@ impl Call<'_> {
                     state.refused = true;
                 })?;
             state.namespace = config::namespace(&mut request, &cluster.namespace);
-            let settled = config::ask(cluster, &file, state, request).await?;
+            let deposit = identity::deposit(wishes);
+            let settled = config::ask(cluster, &file, state, request, &deposit).await?;
             prepare::wait(cluster, &file, state, self.console).await?;
             Ok::<_, Failure>(settled)
         };

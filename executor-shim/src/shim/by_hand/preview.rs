@@ -79,6 +79,7 @@ fn cijob(
     // Where nobody says which namespace is the runner's, the one that the job asks for is known all the same.
     let of_runner = options.namespace.clone().unwrap_or_default();
     let namespace = Some(config::namespace(&mut request, &of_runner)).filter(|name| !name.is_empty());
+    // Without what belongs to them such Secrets are nobody's to make, so nothing waits for them.
     let mut job = CiJob::new(&name, CiJobSpec { request, hold: false, replace: None, report: None });
     job.metadata.namespace = namespace;
     Ok((job, note))

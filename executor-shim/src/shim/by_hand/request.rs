@@ -68,8 +68,47 @@ pub struct Wishes {
     pub variables: Variables,
     /// Tags that choose its class and its node.
     pub tags: Vec<String>,
+    /// Services that run beside it.
+    pub services: Vec<ServiceWish>,
     /// For how many seconds it is kept without a client; the class decides where absent.
     pub keep_seconds: Option<i64>,
+}
+
+/// A service of a new job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceWish {
+    /// Its image.
+    pub name: String,
+    /// Names, separated by spaces or commas.
+    pub alias: String,
+    /// What takes the place of the image's entrypoint.
+    pub entrypoint: Vec<String>,
+    /// What takes the place of the image's command.
+    pub command: Vec<String>,
+    /// Its own variables, besides the job's. Secret.
+    pub variables: Variables,
+    /// When to pull its image, in the order to try.
+    pub pull_policy: Vec<String>,
+    /// User to run it as.
+    pub user: Option<String>,
+}
+
+impl ServiceWish {
+    /// The same as one of GitLab's. Nothing in its variables is replaced.
+    pub fn as_of_gitlab(&self) -> job_response::Image {
+        let kubernetes = job_response::KubernetesOptions {
+            user: job_response::Text(self.user.clone().unwrap_or_default()),
+        };
+        job_response::Image {
+            name: self.name.clone(),
+            pull_policy: self.pull_policy.clone(),
+            executor_opts: job_response::ExecutorOptions { kubernetes },
+            alias: self.alias.clone(),
+            entrypoint: self.entrypoint.clone(),
+            command: self.command.clone(),
+            variables: self.variables.as_of_gitlab(),
+        }
+    }
 }
 
 /// Variables by name. Their values are secret, so they are not printed.
@@ -89,19 +128,25 @@ impl Variables {
         Secrets::new(secret.map(|(_, value)| value.as_str()))
     }
 
+    /// The same as GitLab has them: for services too, and nothing in them is replaced.
+    pub fn as_of_gitlab(&self) -> Vec<job_response::Variable> {
+        let variable = |(key, value): (&String, &String)| job_response::Variable {
+            key: key.clone(),
+            value: value.clone(),
+            public: true,
+            raw: true,
+            ..job_response::Variable::default()
+        };
+        self.0.iter().map(variable).collect()
+    }
+
     /// What the job asks for with them, as one of GitLab's would. Nothing in them is replaced.
     ///
     /// # Errors
     /// When a value cannot be what its variable is for, or must not be seen.
     pub fn overrides(&self) -> Result<BTreeMap<String, String>, Failure> {
-        let variable = |(key, value): (&String, &String)| job_response::Variable {
-            key: key.clone(),
-            value: value.clone(),
-            raw: true,
-            ..job_response::Variable::default()
-        };
         let secrets = self.secrets();
-        let overrides = overrides::of(&self.0.iter().map(variable).collect::<Vec<_>>(), &secrets)?;
+        let overrides = overrides::of(&self.as_of_gitlab(), &secrets)?;
         match overrides.iter().find(|(_, value)| secrets.occur_in(value)) {
             Some((name, _)) => Err(Failure::user(format!(
                 "{name} contains the value of another variable; it would become visible in the cluster, so the job is refused"
@@ -205,7 +250,10 @@ pub fn parse(input: &[u8]) -> Result<Request, Mistake> {
         }
     };
     // An unknown field explains best what else is wrong: it may be another one misspelt.
-    fields.end(command).and(request).map_err(|mistake| Mistake { command: Some(command), ..mistake })
+    fields
+        .end(&format!("the command {command}"))
+        .and(request)
+        .map_err(|mistake| Mistake { command: Some(command), ..mistake })
 }
 
 fn initialize(fields: &mut Fields) -> Result<Request, Mistake> {
@@ -230,7 +278,7 @@ fn run(fields: &mut Fields) -> Result<Request, Mistake> {
         Some(job) if new? == Wishes::default() => Job::Known(job),
         Some(_) => {
             return mistake(
-                "image, variables and tags belong to the command initialize: a job that is there has them already",
+                "image, variables, tags and services belong to the command initialize: a job that is there has them already",
             );
         }
     };
@@ -305,14 +353,22 @@ impl Fields {
     }
 
     fn wishes(&mut self) -> Result<Wishes, Mistake> {
-        // All three first, so that they are known.
+        // All of them first, so that they are known.
         let (image, variables, tags) = (self.text("image"), self.variables(), self.texts("tags"));
-        let image = image?;
+        let (image, services) = (image?, self.services()?);
         if image.as_deref().is_some_and(str::is_empty) {
             return mistake("the field \"image\" is empty: leave it out for the image of the class");
         }
         let tags = tags?.unwrap_or_default();
-        Ok(Wishes { image, variables: variables?, tags, keep_seconds: None })
+        Ok(Wishes { image, variables: variables?, tags, services, keep_seconds: None })
+    }
+
+    fn services(&mut self) -> Result<Vec<ServiceWish>, Mistake> {
+        match self.take("services") {
+            None => Ok(Vec::new()),
+            Some(Value::Array(services)) => services.into_iter().map(service).collect(),
+            Some(_) => mistake("the field \"services\" must be a list"),
+        }
     }
 
     fn variables(&mut self) -> Result<Variables, Mistake> {
@@ -344,15 +400,37 @@ impl Fields {
     }
 
     /// Nothing else is there.
-    fn end(&self, command: &str) -> Result<(), Mistake> {
+    fn end(&self, whose: &str) -> Result<(), Mistake> {
         let Some(name) = self.map.keys().next() else { return Ok(()) };
         let known: Vec<&str> = self.known.iter().copied().filter(|name| *name != "command").collect();
-        mistake(format!(
-            "{} is no field of the command {command}, which knows {}",
-            word(name),
-            known.join(", ")
-        ))
+        mistake(format!("{} is no field of {whose}, which knows {}", word(name), known.join(", ")))
     }
+}
+
+/// Reads a service: an object, or only the name of its image.
+fn service(value: Value) -> Result<ServiceWish, Mistake> {
+    let map = match value {
+        Value::String(name) => Map::from_iter([("name".to_owned(), Value::String(name))]),
+        Value::Object(map) => map,
+        _ => return mistake("a service in \"services\" must be an object, or the name of an image"),
+    };
+    let mut fields = Fields { map, known: Vec::new() };
+    let (name, alias, user) = (fields.text("name"), fields.text("alias"), fields.text("user"));
+    let (entrypoint, command) = (fields.texts("entrypoint"), fields.texts("command"));
+    let (variables, pull_policy) = (fields.variables(), fields.texts("pullPolicy"));
+    fields.end("a service")?;
+    let Some(name) = name?.filter(|name| !name.is_empty()) else {
+        return mistake("the field \"name\" of a service is missing: it is the name of its image");
+    };
+    Ok(ServiceWish {
+        name,
+        alias: alias?.unwrap_or_default(),
+        entrypoint: entrypoint?.unwrap_or_default(),
+        command: command?.unwrap_or_default(),
+        variables: variables?,
+        pull_policy: pull_policy?.unwrap_or_default(),
+        user: user?,
+    })
 }
 
 fn is_variable_name(name: &str) -> bool {

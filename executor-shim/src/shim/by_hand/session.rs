@@ -226,6 +226,7 @@ mod tests {
             job_seconds: 3600,
             queue_seconds: 2700,
             start_seconds: 600,
+            ready_seconds: 30,
             script_seconds: None,
             after_script_seconds: None,
             termination_grace_seconds: 10,

@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use roadstead_crds::reason::Reason;
 use roadstead_crds::report::ReportedStart;
-use roadstead_crds::status::{StartBreakdown, condition, table};
+use roadstead_crds::status::{ServiceState, ServiceStatus, StartBreakdown, condition, table};
 use roadstead_crds::{CiJobStatus, Phase};
 
 use crate::shim::exit::Failure;
+use crate::shim::services::READINESS_PORT;
 use crate::shim::stage::Container;
 use crate::wire::message::Tools;
 
@@ -98,6 +99,27 @@ pub fn ready(total_ms: i64, operator: &StartBreakdown, shim: &ReportedStart) -> 
 fn seconds(milliseconds: i64) -> String {
     let hundredths = milliseconds.max(0) / 10;
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
+}
+
+/// What became of the job's services when scripts can run.
+pub fn services(services: &[ServiceStatus]) -> impl Iterator<Item = String> {
+    services.iter().map(|service| {
+        let ServiceStatus { container, image, .. } = service;
+        match service.state {
+            ServiceState::Ready => format!("Service {image} runs in the container {container}"),
+            ServiceState::Ended => ended(service),
+            ServiceState::Running | ServiceState::Waiting => format!(
+                "WARNING: the service {image} in the container {container} takes no connections at its port yet ({READINESS_PORT}); the job goes on"
+            ),
+        }
+    })
+}
+
+/// That a service has ended.
+pub fn ended(service: &ServiceStatus) -> String {
+    let ServiceStatus { container, image, ended, .. } = service;
+    let how = ended.as_deref().unwrap_or("nobody knows how");
+    format!("WARNING: the service {image} in the container {container} has ended: {how}")
 }
 
 /// What scripts run in, and what will not work.
@@ -213,6 +235,30 @@ mod tests {
             "Ready after 1.23 s (admitted 0.01, on a node 0.10, helper 0.90, build 1.23)"
         );
         assert_eq!(seconds(-5), "0.00", "clocks may differ");
+    }
+
+    #[test]
+    fn each_service_is_told_of() {
+        let service = |state, ended: Option<&str>| ServiceStatus {
+            container: "svc-0".into(),
+            image: "redis:7".into(),
+            pull_policies: vec![],
+            state,
+            ended: ended.map(str::to_owned),
+        };
+        let all = [
+            service(ServiceState::Ready, None),
+            service(ServiceState::Running, None),
+            service(ServiceState::Ended, Some("exit code 137 (signal 9), OOMKilled")),
+        ];
+        assert_eq!(
+            services(&all).collect::<Vec<_>>(),
+            [
+                "Service redis:7 runs in the container svc-0",
+                "WARNING: the service redis:7 in the container svc-0 takes no connections at its port yet (HEALTHCHECK_TCP_PORT); the job goes on",
+                "WARNING: the service redis:7 in the container svc-0 has ended: exit code 137 (signal 9), OOMKilled",
+            ]
+        );
     }
 
     #[test]

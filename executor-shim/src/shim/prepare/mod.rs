@@ -1,11 +1,12 @@
 //! `prepare`: waits until the agents in both containers of the job's pod have answered.
 
-mod lines;
+pub mod lines;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
+use roadstead_crds::status::ServiceState;
 use roadstead_crds::{CiJob, CiJobStatus, Phase};
 use serde_json::json;
 use tokio::time::Instant;
@@ -36,6 +37,7 @@ const REPLACE_WITHIN: Duration = Duration::from_secs(60);
 const DEFAULT_QUEUE: i64 = 3_300;
 const DEFAULT_START: i64 = 600;
 const DEFAULT_ORPHAN: i64 = 120;
+const DEFAULT_READY: i64 = 30;
 
 /// The pod that is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,7 @@ async fn wait_saying<O: Output>(
         lines,
         log,
         status: None,
+        ready_by: None,
         trouble: None,
         queued: None,
         since: Instant::now(),
@@ -131,6 +134,8 @@ struct Start<'a, O> {
     lines: Lines,
     log: &'a mut O,
     status: Option<CiJobStatus>,
+    /// Until when services may become ready whose containers have begun.
+    ready_by: Option<Instant>,
     /// Why it does not go on, for the case that it never does.
     trouble: Option<String>,
     /// Whether the job waits for room, if that is known.
@@ -243,6 +248,23 @@ impl<O: Output> Start<'_, O> {
         self.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))
     }
 
+    /// Whether scripts need not wait for the job's services: they are ready, or have ended, or have had their time.
+    /// Where they are not even begun, the start as a whole has its deadline.
+    fn services_settled(&mut self) -> bool {
+        let services = self.status.as_ref().map_or(&[][..], |status| &status.services);
+        if services.iter().all(|service| matches!(service.state, ServiceState::Ready | ServiceState::Ended)) {
+            return true;
+        }
+        if services.iter().any(|service| service.state == ServiceState::Waiting) {
+            self.ready_by = None;
+            return false;
+        }
+        let seconds = self.state.timeouts.as_ref().map_or(DEFAULT_READY, |timeouts| timeouts.ready_seconds);
+        let patience = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+        let now = Instant::now();
+        now >= *self.ready_by.get_or_insert(now + patience)
+    }
+
     fn late(&self, what: &str) -> Failure {
         let message = self.status.as_ref().and_then(|status| status.message.as_deref());
         Failure::system(match self.trouble.as_deref().or(message) {
@@ -273,6 +295,7 @@ impl<O: Output> Start<'_, O> {
         deadline: Instant,
     ) -> Result<Reached, Failure> {
         let running = self.is_running();
+        self.ready_by = None;
         let link = |container, from_node| {
             let occasion = if running { Occasion::Running } else { from_node };
             Link::new(connector, container, self.open(target), occasion)
@@ -280,8 +303,14 @@ impl<O: Output> Start<'_, O> {
         // The kubelet starts them in this order.
         let mut helper = link(Container::Helper, Occasion::FirstOfNode);
         let mut build = link(Container::Build, Occasion::SecondOfNode);
-        let (mut helper_hello, mut build_hello) = (None, None);
+        let (mut helper_hello, mut build_hello): (Option<Hello>, Option<Hello>) = (None, None);
         loop {
+            if let (Some(helper), Some(build)) = (&helper_hello, &build_hello)
+                && self.services_settled()
+            {
+                return Ok(Reached::Both(Box::new(helper.clone()), Box::new(build.clone())));
+            }
+            let deadline = self.ready_by.unwrap_or(deadline);
             let (container, event) = tokio::select! {
                 biased;
                 seen = self.watch.next() => {
@@ -297,6 +326,13 @@ impl<O: Output> Start<'_, O> {
                 event = helper.next() => (Container::Helper, event),
                 event = build.next() => (Container::Build, event),
                 () = tokio::time::sleep_until(deadline) => {
+                    if self.ready_by.is_some() {
+                        continue;
+                    }
+                    let both = helper_hello.is_some() && build_hello.is_some();
+                    if both {
+                        return Err(self.late("the services of the job did not start in time"));
+                    }
                     return Err(self.late("the job's pod did not become ready in time"));
                 }
             };
@@ -312,9 +348,6 @@ impl<O: Output> Start<'_, O> {
                 LinkEvent::Down(reason) => self.trouble = Some(reason),
                 LinkEvent::Denied(reason) => return Err(Failure::system(reason)),
                 LinkEvent::Refused(refusal) => return Err(refused(container, &refusal)),
-            }
-            if let (Some(helper), Some(build)) = (&helper_hello, &build_hello) {
-                return Ok(Reached::Both(Box::new(helper.clone()), Box::new(build.clone())));
             }
         }
     }
@@ -342,6 +375,10 @@ impl<O: Output> Start<'_, O> {
         }
         let total = self.state.milliseconds(Timestamp::now());
         self.log.line(&lines::ready(total, &status.start, &self.state.start)).await;
+        self.state.services.clone_from(&status.services);
+        for line in lines::services(&status.services) {
+            self.log.line(&line).await;
+        }
         let (helper, build) = (helper.tools.clone(), build.tools.clone());
         let tools = (helper.unwrap_or_default(), build.unwrap_or_default());
         for line in lines::tools(status.image.as_deref(), &tools.0, &tools.1)? {

@@ -67,6 +67,7 @@ mod tests {
             job_seconds: 3600,
             queue_seconds: 2700,
             start_seconds: 600,
+            ready_seconds: 30,
             script_seconds: Some(60),
             after_script_seconds: Some(5),
             termination_grace_seconds: 10,

@@ -4,6 +4,7 @@ pub mod attempts;
 mod explain;
 mod limit;
 mod oversight;
+mod services;
 pub mod supervise;
 
 use std::fs::File;
@@ -187,6 +188,11 @@ async fn run_once<O: Output>(
         explain(&verdict, (stage, limit.as_ref(), known), stopped, progress.output_error.as_deref());
     if let Some(note) = &note {
         log.line(note).await;
+    }
+    if matches!(end, End::ScriptExited(_) | End::ScriptKilled(_)) {
+        for line in services::ended_since(cluster, known).await {
+            log.line(&line).await;
+        }
     }
     let wall = Timestamp::now().as_millisecond().saturating_sub(started.as_millisecond());
     known.reconnects = known.reconnects.saturating_add(i32::try_from(reconnects).unwrap_or(i32::MAX));

@@ -158,7 +158,8 @@ async fn run(observed: &Observed, now: i64, expected: &[Expected]) -> Run {
     let (journal, _queue) = Journal::new(Metrics::register(&mut Registry::default()));
     let writer = Writer {
         jobs: Api::namespaced(client.clone(), fixture::NAMESPACE),
-        pods: Api::namespaced(client, fixture::NAMESPACE),
+        pods: Api::namespaced(client.clone(), fixture::NAMESPACE),
+        secrets: Api::namespaced(client, fixture::NAMESPACE),
         memory: Arc::clone(&memory),
         journal,
         clock: || at(150),

@@ -212,6 +212,7 @@ impl World {
                         pod.metadata.deletion_timestamp = Some(Time(now));
                     }
                 }
+                Action::DeleteSecrets(_) => {}
                 Action::DeleteJob => {
                     self.job_exists = false;
                     return;
@@ -264,7 +265,7 @@ impl World {
             .iter()
             .filter_map(|action| match action {
                 Action::CreatePod(pod) => Some(pod),
-                Action::DeletePod { .. } | Action::DeleteJob => None,
+                Action::DeletePod { .. } | Action::DeleteSecrets(_) | Action::DeleteJob => None,
             })
             .collect();
         prop_assert!(created.len() <= 1);

@@ -1,22 +1,26 @@
-//! Images that one pull policy does not bring, and another may.
+//! Images of the job that one pull policy does not bring, and another may.
 
 use super::{Plan, Planner, Why};
 use crate::policy::start::Trouble;
 use crate::policy::verdict::PodEnd;
 
 impl Planner<'_> {
-    /// Why the build image is not on the node, if there is another pull policy to try and the job goes on.
-    pub(super) fn unpulled(&self, end: Option<&PodEnd>) -> Option<Trouble> {
+    /// Why an image of the job's is not on the node, if there is another pull policy to try and the job goes on.
+    pub(super) fn unpulled(&mut self, end: Option<&PodEnd>) -> Option<Trouble> {
         let Some(PodEnd::CannotStart(trouble)) = end else { return None };
         let goes_on = self.observed.job.spec.report.is_none() && self.now < self.job_deadline();
-        let another = self.draft.status.pull_policies.len() > 1;
-        (trouble.unpulled && another && goes_on).then(|| trouble.clone())
+        let container = trouble.unpulled.as_deref()?;
+        let another = self.draft.pull_policies(container).is_some_and(|left| left.len() > 1);
+        (another && goes_on).then(|| trouble.clone())
     }
 
     /// Gives the job its next pod, with the next pull policy: that of a container cannot be changed.
     pub(super) fn pull_anew(mut self, trouble: Trouble) -> Plan {
         let before = self.draft.status.clone();
-        self.draft.status.pull_policies.remove(0);
+        let container = trouble.unpulled.as_deref().unwrap_or_default();
+        if let Some(left) = self.draft.pull_policies(container) {
+            left.remove(0);
+        }
         self.draft.start_again();
         self.unpulled = Some(trouble);
         let plan = self.with_next_pod(Why::PulledAnew);
@@ -31,7 +35,7 @@ impl Planner<'_> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
-    use roadstead_crds::request::PullPolicy;
+    use roadstead_crds::request::{PullPolicy, ServiceRequest};
     use roadstead_crds::{CiJob, Phase, Reason};
 
     use super::*;
@@ -48,7 +52,7 @@ mod tests {
     fn created(plan: &Plan) -> &Pod {
         let pod = plan.actions.iter().find_map(|action| match action {
             Action::CreatePod(pod) => Some(pod),
-            Action::DeletePod { .. } | Action::DeleteJob => None,
+            Action::DeletePod { .. } | Action::DeleteSecrets(_) | Action::DeleteJob => None,
         });
         pod.expect("a pod is created")
     }
@@ -100,6 +104,29 @@ mod tests {
         seen.classes = classes;
         let next = plan_at(&seen, 3_000);
         assert_eq!((next.why, pull_policy(created(&next))), (Why::PulledAnew, Some("IfNotPresent")));
+    }
+
+    #[test]
+    fn a_service_has_pull_policies_of_its_own() {
+        let mut job = fixture::job();
+        let pull_policy = vec![PullPolicy::Never, PullPolicy::Always];
+        let service = ServiceRequest { name: "redis:7".to_owned(), pull_policy, ..ServiceRequest::default() };
+        job.spec.request.services = vec![service];
+        let first = plan_at(&observed(job.clone()), 20);
+        let policy = |pod: &Pod, name: &str| {
+            let containers = &pod.spec.as_ref()?.containers;
+            containers.iter().find(|one| one.name == name)?.image_pull_policy.clone()
+        };
+        assert_eq!(policy(created(&first), "svc-0").as_deref(), Some("Never"));
+        let mut refused = waiting("ErrImageNeverPull", "");
+        for container in refused.status.as_mut().unwrap().container_statuses.iter_mut().flatten() {
+            "svc-0".clone_into(&mut container.name);
+        }
+        let next = plan_at(&then(&job, &first, Some(refused)), 2_000);
+        assert_eq!(next.why, Why::PulledAnew);
+        let pod = created(&next);
+        assert_eq!((policy(pod, "svc-0").as_deref(), policy(pod, "build")), (Some("Always"), None));
+        assert!(next.status.message.unwrap().ends_with("with the pull policy Always."));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::fixture;
 use crate::policy::class::place;
 use k8s_openapi::api::core::v1::{Capabilities, LocalObjectReference, PodSecurityContext, SeccompProfile};
 use roadstead_crds::jobclass::{BuildImage, ContainerResources, Helper, PodSettings, Resources};
-use roadstead_crds::request::ImageRequest;
+use roadstead_crds::request::{ImageRequest, ServiceRequest};
 use serde_json::json;
 
 fn built(request: &JobRequest, class: &JobClassSpec) -> Pod {
@@ -30,6 +30,7 @@ fn hardened() -> JobClassSpec {
                 limits: BTreeMap::from([("memory".to_owned(), "256Mi".to_owned())]),
                 ..Resources::default()
             },
+            services: Resources::default(),
         },
         pod: PodSettings {
             image_pull_secrets: vec![LocalObjectReference { name: "registry".to_owned() }],
@@ -43,11 +44,11 @@ fn hardened() -> JobClassSpec {
                 }),
                 ..PodSecurityContext::default()
             }),
-            container_security_context: Some(SecurityContext {
+            container_security_context: Some(Box::new(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
                 ..SecurityContext::default()
-            }),
+            })),
             ..PodSettings::default()
         },
         ..JobClassSpec::default()
@@ -76,6 +77,78 @@ fn agent_in_the_helper_image() {
         ..JobClassSpec::default()
     };
     insta::assert_yaml_snapshot!(built(&fixture::request(), &class));
+}
+
+#[test]
+fn with_services() {
+    let service = |name: &str, aliases: &[&str]| ServiceRequest {
+        name: name.to_owned(),
+        aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+        ..ServiceRequest::default()
+    };
+    let request = JobRequest {
+        services: vec![
+            ServiceRequest {
+                readiness_port: Some(5432),
+                user: Some("999:999".to_owned()),
+                ..service("postgres:16", &["postgres", "db"])
+            },
+            ServiceRequest {
+                entrypoint: vec!["httpd".to_owned()],
+                command: vec!["-f".to_owned(), "-p".to_owned(), "8080".to_owned()],
+                pull_policy: vec![PullPolicy::Always],
+                ..service("registry.example/tools/web:1", &["registry.example-tools-web", "web", "db"])
+            },
+        ],
+        ..fixture::request()
+    };
+    let class: JobClassSpec = serde_json::from_value(json!({
+        "resources": {"services": {"limits": {"memory": "512Mi"}}},
+        "pod": {
+            "containerSecurityContext": {"allowPrivilegeEscalation": false},
+            "serviceSecurityContext": {"capabilities": {"drop": ["NET_RAW"]}},
+            "hostAliases": [{"ip": "10.0.0.7", "hostnames": ["db"]}],
+            "volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "data", "emptyDir": {}}],
+            "volumeMounts": [
+                {"name": "scratch", "mountPath": "/builds"},
+                {"name": "data", "mountPath": "/data", "containers": ["services"], "readOnly": true},
+            ],
+        },
+    }))
+    .unwrap();
+    assert_eq!(problems(&class), [""; 0]);
+    insta::assert_yaml_snapshot!(built(&request, &class));
+}
+
+#[test]
+fn the_jobs_own_credentials_come_before_the_classs() {
+    let request = JobRequest { registry_credentials: true, ..fixture::request() };
+    let secrets = |request: &JobRequest| {
+        let secrets = built(request, &hardened()).spec.unwrap().image_pull_secrets.unwrap();
+        secrets.into_iter().map(|secret| secret.name).collect::<Vec<_>>()
+    };
+    assert_eq!(secrets(&request), ["cij-4711-0123456789-3f2a91bc-pull", "registry"]);
+    assert_eq!(secrets(&fixture::request()), ["registry"]);
+}
+
+#[test]
+fn a_kind_of_container_may_have_a_security_context_of_its_own() {
+    let context = |user: i64| json!({"runAsUser": user});
+    let class: JobClassSpec = serde_json::from_value(json!({"pod": {
+        "containerSecurityContext": context(1), "buildSecurityContext": context(2), "helperSecurityContext": context(3),
+    }}))
+    .unwrap();
+    let service = ServiceRequest { name: "img".to_owned(), ..ServiceRequest::default() };
+    let pod = built(&JobRequest { services: vec![service], ..fixture::request() }, &class);
+    let users: Vec<_> = pod
+        .spec
+        .unwrap()
+        .containers
+        .into_iter()
+        .map(|container| (container.name, container.security_context.unwrap().run_as_user.unwrap()))
+        .collect();
+    let expected = [("agent", 3), ("helper", 3), ("build", 2), ("svc-0", 1)];
+    assert_eq!(users, expected.map(|(name, user)| (name.to_owned(), user)));
 }
 
 #[test]

@@ -68,6 +68,8 @@ fn any_job() -> JobRequest {
         tag_source: None,
         class_name: None,
         image: Some(ImageRequest { name: word(), pull_policy: Vec::new(), user: None }),
+        services: Vec::new(),
+        registry_credentials: false,
         overrides: BTreeMap::new(),
         timeout_seconds: 3600,
         keep_seconds: None,

@@ -88,11 +88,28 @@ pub(super) fn mounts(space: Space<'_>, container: MountingContainer, access: Acc
     if container == MountingContainer::Build && space.pod.shared_memory_size.is_some() {
         mounts.push(mount(SHARED_MEMORY_VOLUME, SHARED_MEMORY, Access::Write));
     }
-    mounts.extend(of(space, container).map(|wanted| VolumeMount {
-        sub_path: wanted.sub_path.clone(),
-        ..mount(&wanted.name, &wanted.mount_path, if wanted.read_only { Access::Read } else { Access::Write })
-    }));
+    mounts.extend(of(space, container).map(wanted));
     mounts
+}
+
+/// What the container of a service sees: where repositories are checked out, and what the class gives it.
+pub(super) fn mounts_of_service(space: Space<'_>) -> Vec<VolumeMount> {
+    let own: Vec<_> = of(space, MountingContainer::Services).collect();
+    let builds = space.builds_dir;
+    let mut mounts = Vec::new();
+    if !own.iter().any(|mount| mount.mount_path == builds) {
+        // Where the class has a volume there, it is what the job works in.
+        let taken = of(space, MountingContainer::Build).find(|mount| mount.mount_path == builds);
+        mounts.push(taken.map_or_else(|| mount(BUILDS_VOLUME, builds, Access::Write), wanted));
+    }
+    mounts.extend(own.into_iter().map(wanted));
+    mounts
+}
+
+/// A mount that the class wants.
+fn wanted(mount: &ClassVolumeMount) -> VolumeMount {
+    let access = if mount.read_only { Access::Read } else { Access::Write };
+    VolumeMount { sub_path: mount.sub_path.clone(), ..self::mount(&mount.name, &mount.mount_path, access) }
 }
 
 /// All on disk but the shared memory: a spool in memory would count against the job's limit.
@@ -135,7 +152,7 @@ fn working(space: Space<'_>) -> [(&'static str, &str); 2] {
 
 /// Whether a volume of the class is there.
 fn taken(space: Space<'_>, path: &str) -> bool {
-    space.pod.volume_mounts.iter().any(|mount| mount.mount_path == path)
+    of(space, MountingContainer::Build).any(|mount| mount.mount_path == path)
 }
 
 fn of(space: Space<'_>, container: MountingContainer) -> impl Iterator<Item = &ClassVolumeMount> {
@@ -146,6 +163,7 @@ fn name(container: MountingContainer) -> &'static str {
     match container {
         MountingContainer::Build => BUILD_CONTAINER,
         MountingContainer::Helper => HELPER_CONTAINER,
+        MountingContainer::Services => "services",
     }
 }
 
@@ -160,7 +178,7 @@ pub(super) fn problems(space: Space<'_>) -> Vec<String> {
             problems.push(format!("pod.volumes: there are two of the name \"{name}\""));
         }
     }
-    for container in [MountingContainer::Build, MountingContainer::Helper] {
+    for container in [MountingContainer::Build, MountingContainer::Helper, MountingContainer::Services] {
         let mut paths = BTreeMap::new();
         for mount in of(space, container) {
             if let Some(other) = paths.insert(mount.mount_path.as_str(), mount.name.as_str()) {

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use roadstead_crds::jobclass::{OnExceed, OnForbidden, Resources};
-use roadstead_crds::overrides::{Bound, Target};
+use roadstead_crds::overrides::Bound;
 use roadstead_crds::quantity::Quantity;
 use roadstead_crds::status::{EffectiveResources, OverrideOutcome, OverrideReport};
 
@@ -30,8 +30,10 @@ pub struct Ask<'a> {
 pub struct Container<'a> {
     /// Name of the class.
     pub class: &'a str,
-    /// Which container.
-    pub target: Target,
+    /// Name of the container.
+    pub name: &'a str,
+    /// The field of the class that says it.
+    pub field: &'static str,
     /// What the class says.
     pub resources: &'a Resources,
 }
@@ -71,7 +73,7 @@ impl<'a> Container<'a> {
         {
             granted.refusals.push(format!(
                 "{} and {} both ask for {resource} of the {} container: keep one of them",
-                twin.variable, other.variable, self.target
+                twin.variable, other.variable, self.name
             ));
             return;
         }
@@ -109,8 +111,8 @@ impl<'a> Container<'a> {
     /// What is granted of an amount, by the bounds alone. `None`: nothing, as is reported.
     fn within_bounds(self, ask: Ask<'a>, granted: &mut Granted) -> Option<Amount<'a>> {
         let what = match ask.bounds {
-            [bound] => format!("{} {} {bound}", self.target, ask.resource),
-            _ => format!("{} {}", self.target, ask.resource),
+            [bound] => format!("{} {} {bound}", self.name, ask.resource),
+            _ => format!("{} {}", self.name, ask.resource),
         };
         let (min, max) =
             (amount(&self.resources.min, ask.resource), amount(&self.resources.max, ask.resource));
@@ -130,8 +132,8 @@ impl<'a> Container<'a> {
             match self.resources.on_forbidden {
                 OnForbidden::Ignore => granted.report.push(report),
                 OnForbidden::Reject => granted.refusals.push(format!(
-                    "JobClass \"{class}\" does not let jobs set {} of the {} container: remove {}, or ask the administrator for `resources.{}.max`",
-                    ask.resource, self.target, ask.variable, self.target
+                    "JobClass \"{class}\" does not let jobs set {} of the {} container: remove {}, or ask the administrator for `{}.max`",
+                    ask.resource, self.name, ask.variable, self.field
                 )),
             }
             return None;
@@ -153,7 +155,7 @@ impl<'a> Container<'a> {
             (Some((than, most, bound)), OnExceed::Reject) => {
                 granted.refusals.push(format!(
                     "{}={} asks for {than} {} of the {} container than JobClass \"{class}\" allows, which is {most} {}",
-                    ask.variable, ask.text, ask.resource, self.target, bound.0
+                    ask.variable, ask.text, ask.resource, self.name, bound.0
                 ));
                 return None;
             }
@@ -176,16 +178,17 @@ impl<'a> Container<'a> {
         if request.1 <= limit.1 {
             return;
         }
-        let (target, class) = (self.target, self.class);
+        let (name, class) = (self.name, self.class);
         let limit = limit.0.to_owned();
-        let what = format!("{target} {resource} {}", Bound::Request);
+        let what = format!("{name} {resource} {}", Bound::Request);
         match (requested, self.resources.on_exceed) {
             (Some(ask), OnExceed::Reject) => granted.refusals.push(format!(
-                "{}={} asks for more than the limit of {limit} that JobClass \"{class}\" gives {resource} of the {target} container: set the limit too, or ask for less",
+                "{}={} asks for more than the limit of {limit} that JobClass \"{class}\" gives {resource} of the {name} container: set the limit too, or ask for less",
                 ask.variable, ask.text
             )),
             (Some(ask), OnExceed::Clamp) => {
-                let row = granted.report.iter_mut().find(|row| row.source == ask.variable);
+                let mut rows = granted.report.iter_mut();
+                let row = rows.find(|row| row.source == ask.variable && row.what == what);
                 if let Some(row) = row {
                     row.applied = Some(limit.clone());
                     row.outcome = OverrideOutcome::Clamped;

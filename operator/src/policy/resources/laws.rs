@@ -68,7 +68,7 @@ fn granted(resources: Resources, overrides: BTreeMap<String, String>) -> Option<
         ..JobClassSpec::default()
     };
     let request = JobRequest { overrides, ..fixture::request() };
-    Some(effective("c", &class, &overrides::read(&request).ok()?))
+    Some(effective("c", &class, &overrides::read(&request).ok()?, &[]))
 }
 
 proptest! {

@@ -2,7 +2,7 @@ use super::*;
 use crate::fixture;
 use crate::policy::overrides;
 use roadstead_crds::jobclass::{ContainerResources, Helper, OnExceed, OnForbidden};
-use roadstead_crds::request::JobRequest;
+use roadstead_crds::request::{JobRequest, ServiceRequest};
 
 fn amounts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, amount)| ((*name).to_owned(), (*amount).to_owned())).collect()
@@ -23,7 +23,7 @@ fn asking(pairs: &[(&str, &str)]) -> JobRequest {
 
 fn grant(class: &JobClassSpec, pairs: &[(&str, &str)]) -> Granted {
     let request = asking(pairs);
-    effective("c", class, &overrides::read(&request).unwrap())
+    effective("c", class, &overrides::read(&request).unwrap(), &[])
 }
 
 /// `what asked/allowed/applied source outcome` of each row.
@@ -51,7 +51,11 @@ fn bounded(on_exceed: OnExceed) -> JobClassSpec {
 #[test]
 fn each_container_gets_its_kind_and_the_agent_the_helpers() {
     let mut class = JobClassSpec {
-        resources: ContainerResources { build: memory("2Gi"), helper: memory("256Mi") },
+        resources: ContainerResources {
+            build: memory("2Gi"),
+            helper: memory("256Mi"),
+            services: memory("1Gi"),
+        },
         ..JobClassSpec::default()
     };
     let containers = grant(&class, &[]).containers;
@@ -61,6 +65,64 @@ fn each_container_gets_its_kind_and_the_agent_the_helpers() {
 
     class.helper = Helper { agent: AgentSource::HelperImage, ..Helper::default() };
     assert!(!grant(&class, &[]).containers.contains_key("agent"));
+}
+
+#[test]
+fn the_services_of_a_job_are_asked_for_together_or_one_by_one() {
+    let services = Resources { max: amounts(&[("memory", "1Gi")]), ..memory("256Mi") };
+    let mut class = class(Resources::default());
+    class.resources.services = Resources { on_exceed: OnExceed::Clamp, ..services };
+    let service = |overrides: &[(&str, &str)]| ServiceRequest {
+        name: "img".to_owned(),
+        overrides: amounts(overrides),
+        ..ServiceRequest::default()
+    };
+    let choosy =
+        service(&[("KUBERNETES_SERVICE_MEMORY_LIMIT", "4Gi"), ("KUBERNETES_SERVICE_CPU_LIMIT", "1")]);
+    let request = JobRequest {
+        services: vec![service(&[]), choosy],
+        ..asking(&[("KUBERNETES_SERVICE_MEMORY_LIMIT", "512Mi"), ("KUBERNETES_MEMORY_LIMIT", "1Gi")])
+    };
+    let own: Vec<_> = request.services.iter().map(|one| overrides::of_service(one).unwrap()).collect();
+    let granted = effective("c", &class, &overrides::read(&request).unwrap(), &own);
+    assert_eq!(granted.containers["svc-0"].limits["memory"], "512Mi");
+    assert_eq!(granted.containers["svc-1"].limits["memory"], "1Gi");
+    assert_eq!(
+        rows(&granted),
+        [
+            "build memory limit: 1Gi/-/- KUBERNETES_MEMORY_LIMIT Forbidden",
+            "svc-0 memory limit: 512Mi/at most 1Gi/512Mi KUBERNETES_SERVICE_MEMORY_LIMIT Applied",
+            "svc-1 cpu limit: 1/-/- KUBERNETES_SERVICE_CPU_LIMIT Forbidden",
+            "svc-1 memory limit: 4Gi/at most 1Gi/1Gi KUBERNETES_SERVICE_MEMORY_LIMIT Clamped",
+        ]
+    );
+    class.resources.services.on_exceed = OnExceed::Reject;
+    let granted = effective("c", &class, &[], &own);
+    assert_eq!(
+        granted.refusals,
+        [
+            "KUBERNETES_SERVICE_MEMORY_LIMIT=4Gi asks for more memory of the svc-1 container than JobClass \"c\" allows, which is at most 1Gi"
+        ]
+    );
+    let foreign = service(&[("KUBERNETES_MEMORY_LIMIT", "4Gi")]);
+    assert_eq!(overrides::of_service(&foreign).unwrap_err().len(), 1);
+}
+
+#[test]
+fn each_request_is_fitted_in_its_own_row() {
+    let mut class = class(Resources::default());
+    class.resources.services =
+        Resources { max: amounts(&[("memory", "1Gi")]), on_exceed: OnExceed::Clamp, ..memory("256Mi") };
+    let service = ServiceRequest { name: "img".to_owned(), ..ServiceRequest::default() };
+    let request = JobRequest {
+        services: vec![service.clone(), service],
+        ..asking(&[("KUBERNETES_SERVICE_MEMORY_REQUEST", "512Mi")])
+    };
+    let granted = effective("c", &class, &overrides::read(&request).unwrap(), &[vec![], vec![]]);
+    let row = |name: &str| {
+        format!("{name} memory request: 512Mi/at most 1Gi/256Mi KUBERNETES_SERVICE_MEMORY_REQUEST Clamped")
+    };
+    assert_eq!(rows(&granted), [row("svc-0"), row("svc-1")]);
 }
 
 #[test]
@@ -221,15 +283,10 @@ fn extended_resources_are_requested_as_they_are_limited() {
 
 #[test]
 fn what_is_not_supported_yet_is_said() {
+    // Where there is no service, nothing is asked for one.
     let asked = [("KUBERNETES_SERVICE_CPU_LIMIT", "1"), ("KUBERNETES_POD_MEMORY_LIMIT", "1Gi")];
     let granted = grant(&bounded(OnExceed::Reject), &asked);
-    assert_eq!(
-        rows(&granted),
-        [
-            "pod memory limit: 1Gi/-/- KUBERNETES_POD_MEMORY_LIMIT Unsupported",
-            "service cpu limit: 1/-/- KUBERNETES_SERVICE_CPU_LIMIT Unsupported",
-        ]
-    );
+    assert_eq!(rows(&granted), ["pod memory limit: 1Gi/-/- KUBERNETES_POD_MEMORY_LIMIT Unsupported"]);
     assert_eq!(granted.refusals, [""; 0]);
 }
 

@@ -21,6 +21,7 @@ fn requests() {
         image: Some("alpine".into()),
         variables: Variables([("A_1".to_owned(), "x\n'y".to_owned())].into()),
         tags: vec!["gpu".into()],
+        services: vec![],
         keep_seconds: None,
     };
     let all = json!({"image": "alpine", "variables": {"A_1": "x\n'y"}, "tags": ["gpu"]});
@@ -53,6 +54,38 @@ fn requests() {
         (json!({"command": "cleanup", "job": NAME}), Request::Cleanup(job())),
     ] {
         assert_eq!(parsed(&value), Ok(request), "{value}");
+    }
+}
+
+#[test]
+fn services_are_written_as_in_gitlab_ci_yml() {
+    let services = json!(["redis:7", {"name": "postgres:16", "alias": "db, database", "entrypoint": ["sh"], "command": ["-c", "x"],
+        "variables": {"POSTGRES_PASSWORD": "s3cret"}, "pullPolicy": ["never"], "user": "999"}]);
+    let request = json!({"command": "run", "script": ["x"], "services": services});
+    let Ok(Request::Run { job: Job::New(wishes), .. }) = parsed(&request) else { panic!("{request}") };
+    let postgres = ServiceWish {
+        name: "postgres:16".into(),
+        alias: "db, database".into(),
+        entrypoint: vec!["sh".into()],
+        command: vec!["-c".into(), "x".into()],
+        variables: Variables([("POSTGRES_PASSWORD".to_owned(), "s3cret".to_owned())].into()),
+        pull_policy: vec!["never".into()],
+        user: Some("999".into()),
+    };
+    assert_eq!(wishes.services, [ServiceWish { name: "redis:7".into(), ..ServiceWish::default() }, postgres]);
+    assert!(!format!("{wishes:?}").contains("s3cret"));
+    for (services, words) in [
+        (json!("redis"), "the field \"services\" must be a list"),
+        (json!([7]), "must be an object, or the name of an image"),
+        (json!([{"alias": "s3cret"}]), "the field \"name\" of a service is missing"),
+        (
+            json!([{"name": "redis", "image": "s3cret"}]),
+            "\"image\" is no field of a service, which knows name, alias",
+        ),
+        (json!([{"name": "redis", "command": "s3cret"}]), "the field \"command\" must be a list of strings"),
+    ] {
+        let text = sentence(&json!({"command": "run", "script": ["x"], "services": services}));
+        assert!(text.contains(words) && !text.contains("s3cret"), "{text}");
     }
 }
 
@@ -123,7 +156,7 @@ fn mistakes_are_named_and_quote_no_value() {
         ),
         (
             json!({"command": "run", "script": ["x"], "job": NAME, "image": "alpine"}),
-            "image, variables and tags belong to the command initialize",
+            "image, variables, tags and services belong to the command initialize",
         ),
         (json!({"command": "initialize", "job": NAME}), "\"job\" is no field of the command initialize"),
         (
