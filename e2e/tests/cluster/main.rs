@@ -19,6 +19,7 @@ mod output;
 mod path;
 mod placement;
 mod queue;
+mod registries;
 mod requests;
 mod resources;
 mod secrets;

@@ -55,7 +55,8 @@ impl Lines {
         let telling = match status.phase {
             Some(Phase::Queued) => true,
             Some(Phase::Admitted | Phase::Starting) => {
-                !matches!(status.reason, Some(Reason::Scheduling | Reason::Starting) | None)
+                // What it was held for is there.
+                !matches!(status.reason, Some(Reason::Scheduling | Reason::Starting | Reason::Held) | None)
             }
             _ => false,
         };
