@@ -92,10 +92,10 @@ impl Call<'_> {
                     Job::Known(name) => self.run_again(&name, &script, container, answer).await,
                 }
             }
-            Request::Cleanup(name) => {
+            Request::Cleanup { job: name, namespace } => {
                 let job = name.as_str().to_owned();
                 let answer = Answer { job: Some(job), ..Answer::to("cleanup") };
-                match self.clean_up(&name).await {
+                match self.clean_up(&name, namespace).await {
                     Ok(()) => answer,
                     Err(trouble) => answer.failed(trouble),
                 }
@@ -287,12 +287,13 @@ impl Call<'_> {
         }
     }
 
-    async fn clean_up(&mut self, name: &JobName) -> Result<(), Trouble> {
+    async fn clean_up(&mut self, name: &JobName, namespace: Option<String>) -> Result<(), Trouble> {
         let session = Sessions::find(self.options).ok().and_then(|sessions| sessions.get(name));
         let state = session.as_ref().and_then(|session| session.state().read().ok());
-        let remains = match state {
-            Some(state) => Remains::Recorded(Box::new(state)),
-            None => Remains::Named(name.as_str().to_owned(), self.cluster().await?.namespace),
+        let remains = match (state, namespace) {
+            (Some(state), _) => Remains::Recorded(Box::new(state)),
+            (None, Some(namespace)) => Remains::Named(name.as_str().to_owned(), namespace),
+            (None, None) => Remains::Named(name.as_str().to_owned(), self.cluster().await?.namespace),
         };
         // Without a setting no script has run.
         let setting = session.as_ref().and_then(|session| session.recall().ok()).unwrap_or_default();

@@ -99,7 +99,7 @@ fn of_hand(
     let (wishes, what) = match request::parse(bytes) {
         Ok(Request::Initialize(wishes)) => (wishes, "session"),
         Ok(Request::Run { job: Job::New(wishes), .. }) => (wishes, "run"),
-        Ok(Request::Run { .. } | Request::Cleanup(_)) => {
+        Ok(Request::Run { .. } | Request::Cleanup { .. }) => {
             return Err(Trouble::request(
                 "the request is about a job that is there already: it asks for none",
             ));

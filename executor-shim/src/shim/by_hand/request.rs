@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use roadstead_crds::names::is_dns_subdomain;
 use roadstead_crds::overrides::Variable;
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -47,7 +48,12 @@ pub enum Request {
         container: Container,
     },
     /// Let go of a job.
-    Cleanup(JobName),
+    Cleanup {
+        /// Which one.
+        job: JobName,
+        /// Where it is, for a job that was started elsewhere; the runner's namespace where it is not said.
+        namespace: Option<String>,
+    },
 }
 
 /// The job that a script runs in.
@@ -241,9 +247,7 @@ pub fn parse(input: &[u8]) -> Result<Request, Mistake> {
     let (command, request) = match command.as_str() {
         "initialize" => ("initialize", initialize(&mut fields)),
         "run" => ("run", run(&mut fields)),
-        "cleanup" => {
-            ("cleanup", fields.job().and_then(|job| job.map_or_else(no_job, |job| Ok(Request::Cleanup(job)))))
-        }
+        "cleanup" => ("cleanup", cleanup(&mut fields)),
         other => {
             let other = word(other);
             return mistake(format!("{other} is no command: it must be initialize, run or cleanup"));
@@ -299,6 +303,19 @@ fn run(fields: &mut Fields) -> Result<Request, Mistake> {
         }
     };
     Ok(Request::Run { job, script, container })
+}
+
+fn cleanup(fields: &mut Fields) -> Result<Request, Mistake> {
+    // Both first, so that they are known.
+    let (job, namespace) = (fields.job(), fields.text("namespace"));
+    let Some(job) = job? else { return no_job() };
+    let namespace = namespace?;
+    match &namespace {
+        Some(name) if !is_dns_subdomain(name) => {
+            mistake(format!("{} in the field \"namespace\" is not the name of a namespace", word(name)))
+        }
+        _ => Ok(Request::Cleanup { job, namespace }),
+    }
 }
 
 fn no_job<T>() -> Result<T, Mistake> {

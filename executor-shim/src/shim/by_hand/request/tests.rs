@@ -51,7 +51,11 @@ fn requests() {
             json!({"command": "initialize"}),
             Request::Initialize(Wishes { keep_seconds: Some(600), ..Wishes::default() }),
         ),
-        (json!({"command": "cleanup", "job": NAME}), Request::Cleanup(job())),
+        (json!({"command": "cleanup", "job": NAME}), Request::Cleanup { job: job(), namespace: None }),
+        (
+            json!({"command": "cleanup", "job": NAME, "namespace": "other-jobs"}),
+            Request::Cleanup { job: job(), namespace: Some("other-jobs".into()) },
+        ),
     ] {
         assert_eq!(parsed(&value), Ok(request), "{value}");
     }
@@ -96,6 +100,10 @@ fn mistakes_are_named_and_quote_no_value() {
         (json!({"command": 7}), "the field \"command\" must be a string"),
         (json!({"script": ["x"]}), "the field \"command\" is missing"),
         (json!({"command": "run"}), "the field \"script\" is missing"),
+        (
+            json!({"command": "cleanup", "job": NAME, "namespace": "../pods"}),
+            "\"../pods\" in the field \"namespace\" is not the name of a namespace",
+        ),
         (json!({"command": "run", "script": "s3cret"}), "the field \"script\" must be a list of strings"),
         (json!({"command": "run", "script": ["x", 1]}), "the field \"script\" must be a list of strings"),
         (json!({"command": "run", "script": []}), "the field \"script\" is empty"),
@@ -271,7 +279,7 @@ proptest! {
                 prop_assert_eq!(command, "run");
                 prop_assert!(script.iter().any(|line| !line.trim().is_empty()));
             }
-            Ok(Request::Cleanup(_)) => prop_assert_eq!(command, "cleanup"),
+            Ok(Request::Cleanup { .. }) => prop_assert_eq!(command, "cleanup"),
             Err(mistake) => {
                 prop_assert_eq!(mistake.sentence.lines().count(), 1);
                 prop_assert_eq!(mistake.command, (command != "x").then_some(command));
