@@ -67,7 +67,8 @@ pub struct CiJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_pod: Option<LostPod>,
 
-    /// Requests and limits that were applied, by container name.
+    /// Requests and limits that were applied, by container name, and under `pod` those of the pod as a
+    /// whole.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, EffectiveResources>,
 
@@ -354,8 +355,6 @@ pub enum OverrideOutcome {
     Adjusted,
     /// The class leaves no choice of it.
     Forbidden,
-    /// Roadstead does not support it.
-    Unsupported,
     /// The tags are the runner's, so they choose no nodes.
     Untrusted,
 }

@@ -25,6 +25,12 @@ pub struct ContainerResources {
     /// among the job's variables for all of its services, among a service's own for that one.
     #[serde(default)]
     pub services: Resources,
+    /// The pod as a whole, `cpu` and `memory`: what its containers may use together, beside what each
+    /// of them has of its own. Jobs change it with `KUBERNETES_POD_CPU_LIMIT` and its kin. Needs
+    /// Kubernetes 1.34.
+    /// <https://kubernetes.io/docs/concepts/configuration/manage-resources-containers/#pod-level-resource-specification>
+    #[serde(default)]
+    pub pod: Resources,
 }
 
 /// Requests and limits by resource name: `cpu`, `memory`, `ephemeral-storage`, and extended ones.

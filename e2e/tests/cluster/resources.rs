@@ -85,6 +85,30 @@ async fn what_a_job_asks_for_within_its_bounds_is_what_its_container_gets() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_may_set_what_its_containers_use_together() -> Result<()> {
+    let bench = Installation::join().await?;
+    let pod = Resources { max: amounts(&[("memory", "512Mi"), ("cpu", "2")]), ..Resources::default() };
+    let class = bench.class("e2e-pod-resources", |class| class.spec.resources.pod = pod).await?;
+    let spec = JobSpec::fresh()
+        .image(bench.image("busybox")?)
+        .variable("KUBERNETES_POD_MEMORY_LIMIT", "256Mi")
+        .variable("KUBERNETES_POD_CPU_REQUEST", "50m")
+        .script(["echo running", "sleep 300"]);
+    let job = bench.harness_of(&class)?.start(&spec).await?;
+    job.wait_log("running\n", DEADLINE).await?;
+    let name = bench.cijob_of(spec.id).await?.status.and_then(|status| status.pod).context("no pod")?.name;
+    let pod = bench.pods().get(&name).await.context("cannot read the pod")?.spec.context("no spec")?;
+    job.cancel();
+    let log = job.finish(DEADLINE).await?.text();
+    let resources = pod.resources.context("the pod has no resources of its own")?;
+    assert_eq!(resources.limits.unwrap_or_default()["memory"].0, "256Mi");
+    assert_eq!(resources.requests.unwrap_or_default()["cpu"].0, "50m");
+    let line = "  pod memory limit  256Mi  at most 512Mi  256Mi    KUBERNETES_POD_MEMORY_LIMIT";
+    assert!(log.contains(line), "no {line:?} in\n{log}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_class_allows_is_refused_or_clamped() -> Result<()> {
     let bench = Installation::join().await?;
     let reject =

@@ -232,8 +232,9 @@ impl Writer {
                 let uid = created.metadata.uid.clone().unwrap_or_default();
                 created.metadata.managed_fields = None;
                 self.journal.created_pod();
+                let dropped = has_resources(pod) && !has_resources(&created);
                 self.memory.created(&identity.uid, Arc::new(created), Instant::now());
-                Ok(Created::Now(uid))
+                Ok(if dropped { Created::Rejected(NO_POD_RESOURCES.to_owned()) } else { Created::Now(uid) })
             }
             Err(error) if error.is_already_exists() => Ok(Created::Exists),
             Err(error) => match error.rejection() {
@@ -303,6 +304,14 @@ impl Writer {
 
 /// Name under which the API server keeps what the operator wrote.
 const MANAGER: &str = "roadstead-operator";
+
+/// What an API server that does not know a field does with it, and says nothing.
+const NO_POD_RESOURCES: &str = "this cluster does not know resources of a pod as a whole, which Kubernetes has from 1.34 on: \
+    remove the variables KUBERNETES_POD_* of the job, or `resources.pod` of its JobClass";
+
+fn has_resources(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.resources.is_some())
+}
 
 fn exactly(uid: String) -> Preconditions {
     Preconditions { uid: Some(uid), resource_version: None }

@@ -88,6 +88,7 @@ pub fn build(order: Order<'_>, name: &str) -> Result<Pod, OverlayError> {
             runtime_class_name: placement.runtime_class_name.clone(),
             priority_class_name: placement.priority_class_name.clone(),
             scheduler_name: placement.scheduler_name.clone(),
+            resources: terms.resources.get(resources::POD).and_then(resources::requirements),
             security_context: class.pod.security_context.clone(),
             host_users: class.pod.host_users,
             dns_policy: class.pod.dns_policy.map(DnsPolicy::as_str).map(str::to_owned),

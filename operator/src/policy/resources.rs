@@ -10,16 +10,21 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use roadstead_crds::jobclass::{AgentSource, JobClassSpec, Resources};
 use roadstead_crds::labels::{AGENT_CONTAINER, BUILD_CONTAINER, HELPER_CONTAINER, service_container};
 use roadstead_crds::overrides::{Bound, Target, Wish};
-use roadstead_crds::status::{EffectiveResources, OverrideOutcome, OverrideReport};
+use roadstead_crds::status::{EffectiveResources, OverrideReport};
 
-use crate::policy::overrides::{Wished, reported};
+use crate::policy::overrides::Wished;
 
 use bounds::{Ask, Container};
+
+pub use bounds::POD;
+
+/// What Kubernetes lets a pod as a whole have.
+const OF_POD: [&str; 2] = ["cpu", "memory"];
 
 /// What the containers of a job get.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Granted {
-    /// Requests and limits by container name.
+    /// Requests and limits by container name, and under [`POD`] those of all of them together.
     pub containers: BTreeMap<String, EffectiveResources>,
     /// What the job asked for and what became of it.
     pub report: Vec<OverrideReport>,
@@ -39,11 +44,14 @@ pub fn effective(
     for (name, target, field, resources) in [
         (BUILD_CONTAINER, Target::Build, "resources.build", &class.resources.build),
         (HELPER_CONTAINER, Target::Helper, "resources.helper", &class.resources.helper),
+        (POD, Target::Pod, "resources.pod", &class.resources.pod),
     ] {
         let container = Container { class: class_name, name, field, resources };
         let asks: Vec<Ask<'_>> = wishes.iter().filter_map(|wished| ask(wished, target)).collect();
         let amounts = container.grant(&asks, &mut granted);
-        granted.containers.insert(name.to_owned(), amounts);
+        if name != POD || requirements(&amounts).is_some() {
+            granted.containers.insert(name.to_owned(), amounts);
+        }
     }
     if class.helper.agent == AgentSource::Container {
         // It only copies a file, but a namespace's quota may demand that every container says.
@@ -61,12 +69,6 @@ pub fn effective(
         }
         let amounts = container.grant(&asks, &mut granted);
         granted.containers.insert(name.clone(), amounts);
-    }
-    for wished in wishes {
-        if let Wish::Amount { target: target @ Target::Pod, resource, bound, .. } = wished.wish {
-            let what = format!("{target} {resource} {bound}");
-            granted.report.push(reported(what, wished, OverrideOutcome::Unsupported));
-        }
     }
     granted
 }
@@ -95,6 +97,14 @@ pub fn problems(class: &JobClassSpec) -> Vec<String> {
     let mut problems = bounds::problems("resources.build", &class.resources.build);
     problems.extend(bounds::problems("resources.helper", &class.resources.helper));
     problems.extend(bounds::problems("resources.services", &class.resources.services));
+    let pod = &class.resources.pod;
+    problems.extend(bounds::problems("resources.pod", pod));
+    for (map, amounts) in [("requests", &pod.requests), ("limits", &pod.limits), ("max", &pod.max)] {
+        let others = amounts.keys().filter(|name| !OF_POD.contains(&name.as_str()));
+        problems.extend(others.map(|name| {
+            format!("`resources.pod.{map}.{name}`: a pod as a whole has only {}", OF_POD.join(" and "))
+        }));
+    }
     problems
 }
 

@@ -31,6 +31,10 @@ fn hardened() -> JobClassSpec {
                 ..Resources::default()
             },
             services: Resources::default(),
+            pod: Resources {
+                limits: BTreeMap::from([("memory".to_owned(), "3Gi".to_owned())]),
+                ..Resources::default()
+            },
         },
         pod: PodSettings {
             image_pull_secrets: vec![LocalObjectReference { name: "registry".to_owned() }],

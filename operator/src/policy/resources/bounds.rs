@@ -30,13 +30,16 @@ pub struct Ask<'a> {
 pub struct Container<'a> {
     /// Name of the class.
     pub class: &'a str,
-    /// Name of the container.
+    /// Name of the container, or [`POD`].
     pub name: &'a str,
     /// The field of the class that says it.
     pub field: &'static str,
     /// What the class says.
     pub resources: &'a Resources,
 }
+
+/// Name of the pod as a whole among its containers.
+pub const POD: &str = "pod";
 
 /// An amount with its text.
 type Amount<'a> = (&'a str, Quantity);
@@ -48,6 +51,10 @@ fn amount<'a>(amounts: &'a BTreeMap<String, String>, resource: &str) -> Option<A
 }
 
 impl<'a> Container<'a> {
+    fn whole_name(self) -> String {
+        if self.name == POD { "the pod".to_owned() } else { format!("the {} container", self.name) }
+    }
+
     /// What the container gets.
     pub fn grant(self, asks: &[Ask<'a>], granted: &mut Granted) -> EffectiveResources {
         let mut effective = of(self.resources);
@@ -72,8 +79,10 @@ impl<'a> Container<'a> {
             && let Some(other) = of_resource().find(|ask| ask.variable != twin.variable)
         {
             granted.refusals.push(format!(
-                "{} and {} both ask for {resource} of the {} container: keep one of them",
-                twin.variable, other.variable, self.name
+                "{} and {} both ask for {resource} of {}: keep one of them",
+                twin.variable,
+                other.variable,
+                self.whole_name()
             ));
             return;
         }
@@ -132,8 +141,11 @@ impl<'a> Container<'a> {
             match self.resources.on_forbidden {
                 OnForbidden::Ignore => granted.report.push(report),
                 OnForbidden::Reject => granted.refusals.push(format!(
-                    "JobClass \"{class}\" does not let jobs set {} of the {} container: remove {}, or ask the administrator for `{}.max`",
-                    ask.resource, self.name, ask.variable, self.field
+                    "JobClass \"{class}\" does not let jobs set {} of {}: remove {}, or ask the administrator for `{}.max`",
+                    ask.resource,
+                    self.whole_name(),
+                    ask.variable,
+                    self.field
                 )),
             }
             return None;
@@ -154,8 +166,12 @@ impl<'a> Container<'a> {
             }
             (Some((than, most, bound)), OnExceed::Reject) => {
                 granted.refusals.push(format!(
-                    "{}={} asks for {than} {} of the {} container than JobClass \"{class}\" allows, which is {most} {}",
-                    ask.variable, ask.text, ask.resource, self.name, bound.0
+                    "{}={} asks for {than} {} of {} than JobClass \"{class}\" allows, which is {most} {}",
+                    ask.variable,
+                    ask.text,
+                    ask.resource,
+                    self.whole_name(),
+                    bound.0
                 ));
                 return None;
             }
@@ -183,8 +199,10 @@ impl<'a> Container<'a> {
         let what = format!("{name} {resource} {}", Bound::Request);
         match (requested, self.resources.on_exceed) {
             (Some(ask), OnExceed::Reject) => granted.refusals.push(format!(
-                "{}={} asks for more than the limit of {limit} that JobClass \"{class}\" gives {resource} of the {name} container: set the limit too, or ask for less",
-                ask.variable, ask.text
+                "{}={} asks for more than the limit of {limit} that JobClass \"{class}\" gives {resource} of {}: set the limit too, or ask for less",
+                ask.variable,
+                ask.text,
+                self.whole_name()
             )),
             (Some(ask), OnExceed::Clamp) => {
                 let mut rows = granted.report.iter_mut();

@@ -55,6 +55,7 @@ fn each_container_gets_its_kind_and_the_agent_the_helpers() {
             build: memory("2Gi"),
             helper: memory("256Mi"),
             services: memory("1Gi"),
+            pod: Resources::default(),
         },
         ..JobClassSpec::default()
     };
@@ -62,6 +63,7 @@ fn each_container_gets_its_kind_and_the_agent_the_helpers() {
     assert_eq!(containers["build"].limits["memory"], "2Gi");
     assert_eq!(containers["helper"].limits["memory"], "256Mi");
     assert_eq!(containers["agent"].limits["memory"], "256Mi");
+    assert!(!containers.contains_key("pod"), "nothing is said of it");
 
     class.helper = Helper { agent: AgentSource::HelperImage, ..Helper::default() };
     assert!(!grant(&class, &[]).containers.contains_key("agent"));
@@ -282,12 +284,40 @@ fn extended_resources_are_requested_as_they_are_limited() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_said() {
-    // Where there is no service, nothing is asked for one.
-    let asked = [("KUBERNETES_SERVICE_CPU_LIMIT", "1"), ("KUBERNETES_POD_MEMORY_LIMIT", "1Gi")];
-    let granted = grant(&bounded(OnExceed::Reject), &asked);
-    assert_eq!(rows(&granted), ["pod memory limit: 1Gi/-/- KUBERNETES_POD_MEMORY_LIMIT Unsupported"]);
-    assert_eq!(granted.refusals, [""; 0]);
+fn nothing_is_asked_for_a_service_where_there_is_none() {
+    let granted = grant(&bounded(OnExceed::Reject), &[("KUBERNETES_SERVICE_CPU_LIMIT", "1")]);
+    assert_eq!((rows(&granted), granted.refusals), (vec![], vec![]));
+}
+
+#[test]
+fn the_pod_as_a_whole_has_amounts_of_its_own() {
+    let mut class = bounded(OnExceed::Reject);
+    let asked = [("KUBERNETES_POD_MEMORY_LIMIT", "1Gi"), ("KUBERNETES_POD_CPU_REQUEST", "2")];
+    let granted = grant(&class, &asked);
+    assert_eq!(
+        rows(&granted),
+        [
+            "pod cpu request: 2/-/- KUBERNETES_POD_CPU_REQUEST Forbidden",
+            "pod memory limit: 1Gi/-/- KUBERNETES_POD_MEMORY_LIMIT Forbidden",
+        ]
+    );
+    assert!(!granted.containers.contains_key("pod"));
+
+    class.resources.pod =
+        Resources { max: amounts(&[("memory", "4Gi"), ("cpu", "1")]), ..Resources::default() };
+    let granted = grant(&class, &asked);
+    assert_eq!(granted.containers["pod"].limits, amounts(&[("memory", "1Gi")]));
+    let [refusal] = &granted.refusals[..] else { panic!("{:?}", granted.refusals) };
+    assert!(
+        refusal.starts_with("KUBERNETES_POD_CPU_REQUEST=2 asks for more cpu of the pod than"),
+        "{refusal}"
+    );
+
+    class.resources.pod.max = amounts(&[("ephemeral-storage", "1Gi")]);
+    assert_eq!(
+        problems(&class),
+        ["`resources.pod.max.ephemeral-storage`: a pod as a whole has only cpu and memory"]
+    );
 }
 
 #[test]
