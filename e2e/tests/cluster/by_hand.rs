@@ -95,6 +95,24 @@ async fn over(bench: &Installation, name: &str) -> Result<CiJob> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn services_by_hand_have_the_variables_of_the_job() -> Result<()> {
+    let bench = Installation::join().await?;
+    let image = bench.image("busybox")?;
+    let serve = "mkdir /tmp/www && env >/tmp/www/env && exec httpd -f -p 8081 -h /tmp/www";
+    let service = json!({
+        "name": image, "alias": "web", "entrypoint": ["/bin/sh", "-c"], "command": [serve],
+        "variables": {"OWN": "its-own", "HEALTHCHECK_TCP_PORT": "8081"},
+    });
+    let request = json!({
+        "command": "run", "image": image, "variables": {"SHARED": "of-the-job"}, "services": [service],
+        "script": ["wget -q -O - http://web:8081/env | grep -E '^(OWN|SHARED)=' | sort"],
+    });
+    let called = ask(&bench, request).await?.assert(0);
+    assert_eq!(called.text("output"), "OWN=its-own\nSHARED=of-the-job\n", "{called:#?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_by_hand_does_it_all() -> Result<()> {
     let bench = Installation::join().await?;
     let image = bench.image("busybox")?;
