@@ -39,6 +39,7 @@ const NEEDS: &[(&str, Need)] = &[
     ("matching::tags_work_as_gitlabs_page_on_runners_says", Need::OwnCluster),
     ("matching::the_higher_priority_takes_the_job", Need::OwnCluster),
     ("namespace::a_namespace_that_is_deleted_takes_its_jobs_with_it_and_waits_for_nobody", Need::OwnCluster),
+    ("registries::nodes_pull_with_the_credentials_of_the_job", Need::Components),
     ("requests::the_requests_of_a_job_do_not_grow_with_its_duration", Need::AuditLog),
     ("secrets::a_masked_value_is_nowhere_but_in_the_job", Need::Components),
     ("secrets::only_the_scripts_own_processes_show_a_masked_value", Need::Components),

@@ -72,17 +72,3 @@ async fn eight_jobs_at_once_do_not_mix() -> Result<()> {
     }
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_with_services_is_told_that_they_are_missing() -> Result<()> {
-    let bench = Installation::join().await?;
-    let spec = JobSpec::fresh()
-        .image(bench.image("busybox")?)
-        .service(roadstead_e2e::coordinator::Image::new("redis:7").alias("redis"))
-        .script(["echo not reached"]);
-    let result = bench.harness()?.run(&spec, DEADLINE).await?;
-    result.assert_script_failure(1);
-    assert!(result.text().contains("services are not supported"), "{}", result.text());
-    assert!(bench.cijobs_of(spec.id).await?.is_empty());
-    Ok(())
-}

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use roadstead_crds::report::{JobReport, Outcome, ReportedStart};
+use roadstead_crds::request::{PullPolicy, ServiceRequest};
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use serde_json::{Value, json};
 
@@ -67,6 +68,10 @@ enum PodChange {
     OutOfMemory,
     Orphaned,
     HelperEnds,
+    /// Where the job has one, its service begins or ends, beside the others.
+    ServiceRuns,
+    ServiceEnds,
+    ServiceUnpulled,
     Evicted,
     Announced,
     DeletedByHand,
@@ -88,9 +93,16 @@ struct World {
 }
 
 impl World {
+    /// What has to be held back has a service.
     fn new(hold: bool) -> Self {
         let mut job = fixture::job();
         job.spec.hold = hold;
+        if hold {
+            let pull_policy = vec![PullPolicy::Never, PullPolicy::Always];
+            let service =
+                ServiceRequest { name: "redis:7".to_owned(), pull_policy, ..ServiceRequest::default() };
+            job.spec.request.services = vec![service];
+        }
         Self {
             job,
             classes: fixture::candidates(),
@@ -280,6 +292,12 @@ impl World {
             );
             prop_assert!(!over(&planned.status) && !self.job.spec.hold && self.job.spec.report.is_none());
         }
+        if over(&planned.status) && !over(before) && !deleting {
+            let identity = Identity::of(&self.job).unwrap();
+            let stored = secrets(&identity, &self.job.spec.request);
+            let deleted = planned.actions.contains(&Action::DeleteSecrets(stored.clone()));
+            prop_assert_eq!(deleted, !stored.is_empty(), "what is stored for a job outlives it");
+        }
         if over(&planned.status) && !deleting && !planned.actions.contains(&Action::DeleteJob) {
             let identity = Identity::of(&self.job).unwrap();
             for pod in self.observe().pods.iter().filter(|pod| identity.owns(pod)) {
@@ -374,6 +392,13 @@ impl World {
         let over = |code: i32, reason: &str| json!({"terminated": {"exitCode": code, "reason": reason}});
         let wait = |reason: &str, message: &str| json!({"waiting": {"reason": reason, "message": message}});
         let both = |phase: &str, helper: Value, build: Value| json!({"phase": phase, "containerStatuses": [container("helper", helper), container("build", build)]});
+        let with_service = |service: Value| {
+            let mut status = both("Running", up(), up());
+            if let Some(containers) = status["containerStatuses"].as_array_mut() {
+                containers.push(container("svc-0", service));
+            }
+            status
+        };
         let status = match change {
             PodChange::Bound => json!({"phase": "Pending"}),
             PodChange::Running => both("Running", up(), up()),
@@ -384,6 +409,9 @@ impl World {
             PodChange::OutOfMemory => both("Running", up(), over(137, "OOMKilled")),
             PodChange::Orphaned => both("Running", over(86, "Error"), up()),
             PodChange::HelperEnds => both("Running", over(1, "Error"), up()),
+            PodChange::ServiceRuns => with_service(up()),
+            PodChange::ServiceEnds => with_service(over(1, "Error")),
+            PodChange::ServiceUnpulled => with_service(wait("ErrImageNeverPull", "")),
             PodChange::Evicted => json!({"phase": "Failed", "reason": "Evicted", "message": "disk pressure"}),
             PodChange::Announced => json!({"phase": "Running", "conditions": [
                 {"type": "DisruptionTarget", "status": "True", "reason": "X", "message": "the node goes"}]}),
@@ -430,6 +458,9 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => Just(PodChange::OutOfMemory),
         1 => Just(PodChange::Orphaned),
         1 => Just(PodChange::HelperEnds),
+        3 => Just(PodChange::ServiceRuns),
+        1 => Just(PodChange::ServiceEnds),
+        1 => Just(PodChange::ServiceUnpulled),
         1 => Just(PodChange::Evicted),
         2 => Just(PodChange::Announced),
         1 => Just(PodChange::DeletedByHand),
