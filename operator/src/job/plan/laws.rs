@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use roadstead_crds::report::{JobReport, Outcome, ReportedStart};
-use roadstead_crds::request::{PullPolicy, ServiceRequest};
+use roadstead_crds::request::ServiceRequest;
 use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use serde_json::{Value, json};
 
@@ -71,7 +71,6 @@ enum PodChange {
     /// Where the job has one, its service begins or ends, beside the others.
     ServiceRuns,
     ServiceEnds,
-    ServiceUnpulled,
     Evicted,
     Announced,
     DeletedByHand,
@@ -98,9 +97,7 @@ impl World {
         let mut job = fixture::job();
         job.spec.hold = hold;
         if hold {
-            let pull_policy = vec![PullPolicy::Never, PullPolicy::Always];
-            let service =
-                ServiceRequest { name: "redis:7".to_owned(), pull_policy, ..ServiceRequest::default() };
+            let service = ServiceRequest { name: "redis:7".to_owned(), ..ServiceRequest::default() };
             job.spec.request.services = vec![service];
         }
         Self {
@@ -411,7 +408,6 @@ impl World {
             PodChange::HelperEnds => both("Running", over(1, "Error"), up()),
             PodChange::ServiceRuns => with_service(up()),
             PodChange::ServiceEnds => with_service(over(1, "Error")),
-            PodChange::ServiceUnpulled => with_service(wait("ErrImageNeverPull", "")),
             PodChange::Evicted => json!({"phase": "Failed", "reason": "Evicted", "message": "disk pressure"}),
             PodChange::Announced => json!({"phase": "Running", "conditions": [
                 {"type": "DisruptionTarget", "status": "True", "reason": "X", "message": "the node goes"}]}),
@@ -460,7 +456,6 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => Just(PodChange::HelperEnds),
         3 => Just(PodChange::ServiceRuns),
         1 => Just(PodChange::ServiceEnds),
-        1 => Just(PodChange::ServiceUnpulled),
         1 => Just(PodChange::Evicted),
         2 => Just(PodChange::Announced),
         1 => Just(PodChange::DeletedByHand),
