@@ -12,7 +12,7 @@ use roadstead_crds::labels::JOB_ID;
 use roadstead_crds::status::ServiceState;
 use roadstead_crds::{CiJob, Phase, Reason};
 use roadstead_e2e::coordinator::{Image, JobSpec};
-use roadstead_e2e::harness::JobResult;
+use roadstead_e2e::harness::{Backend, JobResult};
 use roadstead_e2e::installation::Installation;
 
 use crate::{DEADLINE, SOON};
@@ -59,12 +59,19 @@ async fn run(bench: &Installation, spec: &JobSpec) -> Result<JobResult> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_ready_under_its_names_and_has_its_variables() -> Result<()> {
     let bench = Installation::join().await?;
+    for backend in Backend::available(&bench.runner())? {
+        is_served(&bench, &backend).await.with_context(|| format!("through {}", backend.name()))?;
+    }
+    Ok(())
+}
+
+async fn is_served(bench: &Installation, backend: &Backend) -> Result<()> {
     let canary = format!("canary-{}", JobSpec::fresh().id);
     // What GitLab makes of the image's name: without port and tag, and with hyphens for slashes.
     let image = bench.image("busybox")?.rsplit_once(':').context("no tag")?.0;
     let (host, path) = image.split_once('/').context("no registry")?;
     let by_image = format!("{}-{}", host.split(':').next().unwrap_or(host), path.replace('/', "-"));
-    let service = web(&bench)?
+    let service = web(bench)?
         .alias("web, other-web")
         .variable("HEALTHCHECK_TCP_PORT", "8080")
         .variable("OWN", "own and $SHARED and $DEPLOY_TOKEN");
@@ -83,10 +90,11 @@ async fn a_service_is_ready_under_its_names_and_has_its_variables() -> Result<()
             "grep -q '^DEPLOY_TOKEN=' env || echo no others",
             "echo reached; sleep 300",
         ]);
-    let job = bench.harness()?.start(&spec).await?;
+    let job = backend.start(&spec).await?;
     job.wait_log("reached", DEADLINE).await?;
-    let stored = secrets_of(&bench, &spec).await?;
-    let [secret] = stored.as_slice() else { panic!("{} secrets", stored.len()) };
+    let stored = secrets_of(bench, &spec).await?;
+    ensure!(stored.len() == 1, "{} secrets", stored.len());
+    let secret = &stored[0];
     let cijob = bench.cijob_of(spec.id).await?;
     let owners = secret.metadata.owner_references.clone().unwrap_or_default();
     assert_eq!(
@@ -107,9 +115,9 @@ async fn a_service_is_ready_under_its_names_and_has_its_variables() -> Result<()
     let told = format!("Service {} runs in the container svc-0", bench.image("busybox")?);
     assert!(result.log_contains(&told), "{}", result.text());
 
-    let finished = finished(&bench, &spec).await?;
+    let finished = finished(bench, &spec).await?;
     assert_eq!(finished.status.as_ref().context("no status")?.services[0].state, ServiceState::Ready);
-    wait_no_secrets(&bench, &spec).await?;
+    wait_no_secrets(bench, &spec).await?;
     bench.wait_no_pods(spec.id, SOON).await?;
     let output = bench
         .cluster
