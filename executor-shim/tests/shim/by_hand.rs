@@ -222,8 +222,10 @@ async fn a_job_that_has_ended_or_is_gone_is_named() {
             }
             "reported" => {
                 let elsewhere = Hand::new(&server);
-                let cleanup = json!({"command": "cleanup", "job": name});
-                elsewhere.ask(&cleanup).await.1.assert(0);
+                let cleanup = |namespace| json!({"command": "cleanup", "job": name, "namespace": namespace});
+                elsewhere.ask(&cleanup("others")).await.1.assert(0);
+                assert!(server.job()["spec"]["report"].is_null(), "it is not there");
+                elsewhere.ask(&cleanup("jobs")).await.1.assert(0);
                 "has ended"
             }
             _ => {
