@@ -113,6 +113,8 @@ pub fn meaning(error: &kube::Error) -> Meaning {
     match error {
         kube::Error::Api(status) => match status.code {
             404 => Meaning::NotFound,
+            // Others were counted at the same moment.
+            409 if status.message.contains("on resourcequotas") => Meaning::Trouble,
             409 => Meaning::Conflict,
             410 => Meaning::Expired,
             408 | 429 | 500..=599 | 0 => Meaning::Trouble,
@@ -310,6 +312,9 @@ mod tests {
         }
         let starting = api(403, "cijobs \"cij-1\" is forbidden: not yet ready to handle request");
         assert_eq!(meaning(&starting), Meaning::Trouble);
+        let counted =
+            api(409, "Operation cannot be fulfilled on resourcequotas \"q\": the object has been modified");
+        assert_eq!(meaning(&counted), Meaning::Trouble);
         let broken = kube::Error::ReadEvents(std::io::Error::other("reset"));
         assert_eq!(meaning(&broken), Meaning::Trouble);
     }

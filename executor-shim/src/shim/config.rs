@@ -44,7 +44,7 @@ pub async fn config(options: &Options, env: &RunnerEnv) -> Result<(String, Vec<S
     let now = request::in_microseconds(Timestamp::now());
     let (told, cluster) = tokio::join!(tags::ask(options, env, &job), Cluster::find(options));
     let told = told?;
-    let Registries { config: registries, note } = registries::of(&job);
+    let Registries { config: registries, note } = registries::of(&job, env);
     let notes = tags::note(&told).into_iter().chain(services::note(&job)).chain(note).collect();
     let mut request = request::build(&job, told, &Secrets::of(&job, env), options.class.as_deref(), now)?;
     request.registry_credentials = registries.is_some();

@@ -7,11 +7,12 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::shim::env::RunnerEnv;
 use crate::shim::job_response::JobResponse;
 use crate::shim::overrides;
 
 /// The variable with a Docker configuration.
-const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
+pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
 
 /// What Docker Hub is called in an image's name, and what kubelets look for in a configuration.
 const HUB: &str = "docker.io";
@@ -39,15 +40,20 @@ struct Entry {
     fields: Map<String, Value>,
 }
 
-/// The credentials that the images of a job need.
-pub fn of(job: &JobResponse) -> Registries {
+/// The credentials that the images of a job need. The variable is the job's, or else what gitlab-runner has of its
+/// configuration or of `secrets:`.
+pub fn of(job: &JobResponse, env: &RunnerEnv) -> Registries {
     let images: Vec<String> = [&job.image]
         .into_iter()
         .chain(&job.services)
         .filter(|image| !image.name.is_empty())
         .map(|image| path_of(&image.name))
         .collect();
-    let (mut entries, note) = match of_variable(&overrides::expanded(&job.variables, VARIABLE)) {
+    let text = match overrides::expanded(&job.variables, VARIABLE) {
+        text if text.is_empty() => env.job_variable(VARIABLE).unwrap_or_default().to_owned(),
+        text => text,
+    };
+    let (mut entries, note) = match of_variable(&text) {
         Ok(entries) => (entries, None),
         Err(problem) => (Vec::new(), Some(format!("WARNING: {VARIABLE} is not used: {problem}"))),
     };
@@ -158,8 +164,12 @@ mod tests {
         .unwrap()
     }
 
+    fn nothing() -> RunnerEnv {
+        RunnerEnv::new([])
+    }
+
     fn config(job: &JobResponse) -> Option<Value> {
-        of(job).config.map(|text| serde_json::from_str(&text).unwrap())
+        of(job, &nothing()).config.map(|text| serde_json::from_str(&text).unwrap())
     }
 
     fn gitlabs(url: &str) -> Value {
@@ -169,9 +179,12 @@ mod tests {
     #[test]
     fn most_jobs_need_none() {
         let other = json!({"auths": {"other.example": {"auth": "eDp5"}}});
-        assert!(of(&job("debian:12", &other, &gitlabs("registry.example:5050"))) == Registries::default());
-        assert!(of(&job("debian:12", &json!(""), &json!(null))) == Registries::default());
-        assert!(of(&serde_json::from_value(json!({"id": 1})).unwrap()) == Registries::default());
+        assert!(
+            of(&job("debian:12", &other, &gitlabs("registry.example:5050")), &nothing())
+                == Registries::default()
+        );
+        assert!(of(&job("debian:12", &json!(""), &json!(null)), &nothing()) == Registries::default());
+        assert!(of(&serde_json::from_value(json!({"id": 1})).unwrap(), &nothing()) == Registries::default());
     }
 
     #[test]
@@ -192,6 +205,18 @@ mod tests {
         let of_gitlab =
             json!({"auths": {"service.example": {"username": "gitlab-ci-token", "password": "token"}}});
         assert_eq!(config(&self::job("", &json!(""), &gitlabs("service.example"))), Some(of_gitlab));
+    }
+
+    #[test]
+    fn gitlab_runner_may_have_the_variable_where_the_job_has_not() {
+        let env = RunnerEnv::new([(
+            "CUSTOM_ENV_DOCKER_AUTH_CONFIG".into(),
+            r#"{"auths": {"service.example": {"auth": "cnVubmVy"}}}"#.into(),
+        )]);
+        let config = |job: &JobResponse| of(job, &env).config.unwrap();
+        assert!(config(&job("debian:12", &json!(""), &json!(null))).contains("cnVubmVy"));
+        let own = json!({"auths": {"service.example": {"auth": "am9i"}}});
+        assert!(config(&job("debian:12", &own, &json!(null))).contains("am9i"));
     }
 
     #[test]
@@ -221,7 +246,8 @@ mod tests {
             (json!({"auths": ["s3cret"]}), "its \"auths\" is not an object"),
             (json!({"credsStore": "s3cret"}), "credential helpers are not supported"),
         ] {
-            let registries = of(&job("service.example/x", &variable, &gitlabs("service.example")));
+            let registries =
+                of(&job("service.example/x", &variable, &gitlabs("service.example")), &nothing());
             let note = registries.note.unwrap();
             assert!(note.contains(words) && !note.contains("s3cret"), "{note}");
             assert!(registries.config.is_some(), "GitLab's own are used all the same");

@@ -12,7 +12,7 @@ use roadstead_crds::status::JobConfig;
 use crate::shim::env::RunnerEnv;
 use crate::shim::job_response::{JobResponse, Variable};
 use crate::shim::overrides::{expand, last};
-use crate::shim::services;
+use crate::shim::{registries, services};
 
 /// Variables by their names. Secret.
 pub type Variables = BTreeMap<String, String>;
@@ -23,6 +23,9 @@ const PLACES: [&str; 3] = ["CI_BUILDS_DIR", "CI_PROJECT_DIR", "RUNNER_TEMP_PROJE
 /// Names of files that only scripts find, so no service gets them.
 const FILES_OF_RUNNER: &str = "CI_SERVER_TLS_";
 
+/// What is for the executor: all services with their variables, and credentials for their images.
+const FOR_EXECUTOR: [&str; 3] = ["CI_JOB_SERVICES", "CI_JOB_IMAGE", registries::VARIABLE];
+
 /// What the variables of services are made from. Secret.
 #[derive(Clone, Default)]
 pub struct Sources {
@@ -30,6 +33,8 @@ pub struct Sources {
     pub job: Vec<Variable>,
     /// What gitlab-runner adds: its own names, and the variables of its configuration.
     pub runner: Variables,
+    /// What it fetched for `secrets:`. A service gets of it what its own variables refer to.
+    pub fetched: Variables,
     /// Of each service its own.
     pub services: Vec<Vec<Variable>>,
     /// Path of the job's project, which is that of its checkout.
@@ -40,15 +45,19 @@ impl Sources {
     /// Those of a job of GitLab's.
     pub fn of(job: &JobResponse, env: &RunnerEnv) -> Self {
         let of_job = |name: &str| job.variables.iter().any(|variable| variable.key == name);
+        let is_secret = |name: &str| job.secrets.0.iter().any(|secret| secret == name);
         let is_runners = |name: &str| {
-            // What the runner fetched for `secrets:` is none of a service's.
-            let secret = job.secrets.0.iter().any(|secret| secret == name);
-            !secret && !of_job(name) && !PLACES.contains(&name) && !name.starts_with(FILES_OF_RUNNER)
+            let others = PLACES.contains(&name) || FOR_EXECUTOR.contains(&name) || is_secret(name);
+            !others && !of_job(name) && !name.starts_with(FILES_OF_RUNNER)
         };
-        let runner = env.job_variables().filter(|(name, _)| is_runners(name));
+        let of_env = |wanted: &dyn Fn(&str) -> bool| -> Variables {
+            let some = env.job_variables().filter(|(name, _)| wanted(name));
+            some.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
         Self {
             job: job.variables.clone(),
-            runner: runner.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            runner: of_env(&is_runners),
+            fetched: of_env(&is_secret),
             services: services::named(job).map(|service| service.variables.clone()).collect(),
             project: match job.job_info.project_full_path.as_str() {
                 "" => job.predefined("CI_PROJECT_PATH").unwrap_or_default().to_owned(),
@@ -155,9 +164,10 @@ impl Expansion<'_> {
             if let Some(variable) = last(own, name) {
                 return variable.value.as_str().into();
             }
-            match last(&self.sources.job, name) {
-                Some(variable) => self.of_job(variable).into(),
-                None => self.referred(name),
+            match (last(&self.sources.job, name), self.sources.fetched.get(name)) {
+                (Some(variable), _) => self.of_job(variable).into(),
+                (None, Some(fetched)) => fetched.as_str().into(),
+                (None, None) => self.referred(name),
             }
         })
     }
@@ -190,6 +200,9 @@ mod tests {
             ("CUSTOM_ENV_VAULT", "vaulted"),
             ("CUSTOM_ENV_OF_RUNNER", "runner"),
             ("CUSTOM_ENV_CI_PROJECT_DIR", "nowhere"),
+            ("CUSTOM_ENV_CI_JOB_SERVICES", "[{\"variables\": \"of all services\"}]"),
+            ("CUSTOM_ENV_CI_JOB_IMAGE", "debian:12"),
+            ("CUSTOM_ENV_DOCKER_AUTH_CONFIG", "{\"auths\": {}}"),
             ("CUSTOM_ENV_A", "from gitlab-runner"),
             ("PATH", "/bin"),
         ];
@@ -219,6 +232,7 @@ mod tests {
                 {"key": "PASSWORD", "value": "$TOKEN-$OWN-$B-$$-$KEY"},
                 {"key": "OWN", "value": "o"},
                 {"key": "RAW", "value": "$TOKEN", "raw": true},
+                {"key": "FETCHED", "value": "<$VAULT>"},
             ]),
         );
         let expected = [
@@ -226,6 +240,7 @@ mod tests {
             ("B", "hidden $A /builds/grp/proj"),
             ("CI_BUILDS_DIR", "/builds"),
             ("CI_PROJECT_DIR", "/builds/grp/proj"),
+            ("FETCHED", "<vaulted>"),
             ("KEY", "/builds/grp/proj.tmp/KEY"),
             ("OF_RUNNER", "runner"),
             ("OWN", "o"),

@@ -57,10 +57,11 @@ pub(crate) fn of_one(
             "has an entrypoint or a command of more than {MOST_WORDS} words, or with a word of more than {LONGEST_WORD} characters"
         ));
     }
-    let readiness_port = match overrides::last(&service.variables, READINESS_PORT) {
-        None => None,
-        Some(variable) if variable.value.is_empty() => None,
-        Some(variable) => match variable.value.trim().parse::<u16>() {
+    let own = service.variables.iter().any(|variable| variable.key == READINESS_PORT);
+    let port = own.then(|| overrides::expanded(&[of_job, &service.variables].concat(), READINESS_PORT));
+    let readiness_port = match port.unwrap_or_default().trim() {
+        "" => None,
+        port => match port.parse::<u16>() {
             Ok(port) if port > 0 => Some(port),
             Ok(_) | Err(_) => {
                 return refused(&format!("has a {READINESS_PORT} that is not a port, from 1 to 65535"));
@@ -123,7 +124,8 @@ fn aliases_of_image(name: &str) -> Vec<String> {
 pub fn note(job: &JobResponse) -> Option<String> {
     let left_out = job.services.len() - named(job).count();
     (left_out > 0).then(|| {
-        format!("WARNING: {left_out} of the job's services named no image and is left out (is a variable in `services:` empty or undefined?)")
+        let are = if left_out == 1 { "names no image and is" } else { "name no image and are" };
+        format!("WARNING: {left_out} of the job's services {are} left out (is a variable in `services:` empty or undefined?)")
     })
 }
 
@@ -170,7 +172,7 @@ mod tests {
         let services = read(&json!([
             {"name": "postgres:16", "alias": "db, database db\tpostgres", "entrypoint": ["sh", "-c"], "command": ["run it"],
              "pull_policy": ["always"], "executor_opts": {"kubernetes": {"user": 999}}, "ports": [],
-             "variables": [{"key": "HEALTHCHECK_TCP_PORT", "value": "5432"},
+             "variables": [{"key": "HEALTHCHECK_TCP_PORT", "value": "5${SIZE}32"},
                 {"key": "KUBERNETES_SERVICE_MEMORY_LIMIT", "value": "${SIZE}Gi"}, {"key": "POSTGRES_DB", "value": "x"}]},
             {"name": "", "alias": "left-out"},
             {"name": "redis:7", "alias": null, "entrypoint": null, "command": null, "variables": null},
@@ -183,7 +185,7 @@ mod tests {
             command: vec!["run it".to_owned()],
             pull_policy: vec![PullPolicy::Always],
             user: Some("999".to_owned()),
-            readiness_port: Some(5432),
+            readiness_port: Some(5132),
             overrides: [("KUBERNETES_SERVICE_MEMORY_LIMIT".to_owned(), "1Gi".to_owned())].into(),
         };
         let redis = ServiceRequest {

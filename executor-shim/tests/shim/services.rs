@@ -96,10 +96,21 @@ async fn a_job_that_is_refused_leaves_no_secret() {
 async fn a_secret_whose_creation_was_not_confirmed_is_the_jobs() {
     let server = ApiServer::start().await;
     server.operator(|job| Some(admitted(job)));
+    let counted = "Operation cannot be fulfilled on resourcequotas \"objects\": the object has been modified";
+    for (code, words) in [(503, "starting"), (409, counted)] {
+        let attempt = Attempt::with(&server, &with_services());
+        server.fail("POST /api/v1/namespaces/jobs/secrets", code, words);
+        attempt.call(&["config"]).await.assert(0);
+        assert_eq!(server.world().secrets.len(), 2, "{words}");
+        assert_eq!(server.job()["spec"]["hold"], false);
+        server.world().jobs.clear();
+        server.world().secrets.clear();
+    }
+    // The CiJob and the first Secret are stored, and the answers lost.
     let attempt = Attempt::with(&server, &with_services());
-    let call = tokio::spawn(finish(attempt.command(&["config"]).spawn().unwrap()));
-    server.fail("POST /api/v1/namespaces/jobs/secrets", 503, "starting");
-    call.await.unwrap().assert(0);
+    server.world().lose_next_answer();
+    server.world().lose_next_answer();
+    attempt.call(&["config"]).await.assert(0);
     assert_eq!(server.world().secrets.len(), 2);
     server.world().jobs.clear();
     server.world().secrets.clear();
