@@ -355,6 +355,8 @@ pub enum OverrideOutcome {
     Adjusted,
     /// The class leaves no choice of it.
     Forbidden,
+    /// Roadstead did not support it. No operator writes this any more.
+    Unsupported,
     /// The tags are the runner's, so they choose no nodes.
     Untrusted,
 }

@@ -49,6 +49,7 @@ fn from(report: &OverrideReport) -> String {
         OverrideOutcome::Clamped => format!("{source}, within the class's bounds"),
         OverrideOutcome::Adjusted => format!("{source}, to fit the limit"),
         OverrideOutcome::Forbidden => format!("{source}, ignored: the class does not let jobs choose"),
+        OverrideOutcome::Unsupported => format!("{source}, ignored: not supported"),
         OverrideOutcome::Untrusted => format!("{source}, ignored: they are the runner's, not the job's"),
     }
 }

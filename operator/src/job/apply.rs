@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
-use roadstead_crds::{CiJob, CiJobStatus, Reason};
+use roadstead_crds::{CiJob, CiJobStatus, Phase, Reason};
 use thiserror::Error;
 
 use crate::api::{CallError, call};
@@ -174,7 +174,6 @@ impl Writer {
                             draft.status
                         }
                         Created::Rejected(why) => {
-                            self.delete_secrets(plan::secrets(identity, &job.spec.request)).await?;
                             let mut draft = Draft::of(&job, (self.clock)());
                             draft.finish(&rejected(&why));
                             draft.status
@@ -186,6 +185,9 @@ impl Writer {
                         Written::Stale => return Ok(Applied::LookAgain),
                         Written::Gone => return Ok(Applied::Gone),
                     };
+                    if is_over(&job) {
+                        self.delete_secrets(plan::secrets(identity, &job.spec.request)).await?;
+                    }
                 }
                 Action::DeletePod { name, uid, grace } => self.delete_pod(name, uid, grace).await?,
                 Action::DeleteSecrets(names) => self.delete_secrets(names).await?,
@@ -232,9 +234,8 @@ impl Writer {
                 let uid = created.metadata.uid.clone().unwrap_or_default();
                 created.metadata.managed_fields = None;
                 self.journal.created_pod();
-                let dropped = has_resources(pod) && !has_resources(&created);
                 self.memory.created(&identity.uid, Arc::new(created), Instant::now());
-                Ok(if dropped { Created::Rejected(NO_POD_RESOURCES.to_owned()) } else { Created::Now(uid) })
+                Ok(Created::Now(uid))
             }
             Err(error) if error.is_already_exists() => Ok(Created::Exists),
             Err(error) => match error.rejection() {
@@ -276,6 +277,7 @@ impl Writer {
     }
 
     async fn delete_secrets(&self, names: Vec<String>) -> Result<(), ApplyError> {
+        let mut failed = None;
         for name in names {
             match call(self.secrets.delete(&name, &DeleteParams::default())).await {
                 Ok(_) => {}
@@ -285,11 +287,11 @@ impl Writer {
                     Some(words) => {
                         tracing::warn!(secret = name, error = words, "cannot delete a job's secret");
                     }
-                    None => return Err(ApplyError::DeleteSecret { secret: name, source }),
+                    None => failed = Some(ApplyError::DeleteSecret { secret: name, source }),
                 },
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     async fn delete_job(&self, identity: &Identity) -> Result<(), ApplyError> {
@@ -305,12 +307,8 @@ impl Writer {
 /// Name under which the API server keeps what the operator wrote.
 const MANAGER: &str = "roadstead-operator";
 
-/// What an API server that does not know a field does with it, and says nothing.
-const NO_POD_RESOURCES: &str = "this cluster does not know resources of a pod as a whole, which Kubernetes has from 1.34 on: \
-    remove the variables KUBERNETES_POD_* of the job, or `resources.pod` of its JobClass";
-
-fn has_resources(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| spec.resources.is_some())
+fn is_over(job: &CiJob) -> bool {
+    job.status.as_ref().and_then(|status| status.phase).is_some_and(Phase::is_final)
 }
 
 fn exactly(uid: String) -> Preconditions {

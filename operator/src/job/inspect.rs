@@ -121,7 +121,11 @@ fn seen(service: &ServiceStatus, containers: &[&ContainerStatus]) -> ServiceStat
         (Some(container), Some(ContainerState { terminated: Some(how), .. })) => {
             (ServiceState::Ended, Some(manner(container, how)))
         }
-        (Some(container), Some(ContainerState { running: Some(_), .. })) if container.ready => {
+        // What was ready once is what the job's scripts waited for. Whether it is at the moment is not written down: it
+        // may change every second.
+        (Some(container), Some(ContainerState { running: Some(_), .. }))
+            if container.ready || service.state == ServiceState::Ready =>
+        {
             (ServiceState::Ready, None)
         }
         (_, Some(ContainerState { running: Some(_), .. })) => (ServiceState::Running, None),
@@ -454,14 +458,19 @@ mod tests {
             state: ServiceState::Waiting,
             ended: None,
         };
-        let look = |state: &Value, ready: bool| {
+        let look_at = |service: &ServiceStatus, state: &Value, ready: bool| {
             let mut status = with(&terminated(0, "Completed"), &running(), &running());
             let mut container = container("svc-0", state);
             container["ready"] = json!(ready);
             status["containerStatuses"].as_array_mut().unwrap().push(container);
             let pod = fixture::with_status(fixture::pod("p-1", "u-1", fixture::birth()), Some("n"), status);
-            read_with(&pod, std::slice::from_ref(&service))
+            read_with(&pod, std::slice::from_ref(service))
         };
+        let look = |state: &Value, ready: bool| look_at(&service, state, ready);
+        // Whether it is ready at the moment is not written down.
+        let ready = ServiceStatus { state: ServiceState::Ready, ..service.clone() };
+        assert_eq!(look_at(&ready, &running(), false).services, [ready.clone()]);
+        assert_eq!(look_at(&ready, &terminated(3, "Error"), false).services[0].state, ServiceState::Ended);
         let oom = terminated(137, "OOMKilled");
         let start_error = json!({"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: \"x\": not found"}});
         for (state, ready, running, expected, ended) in [

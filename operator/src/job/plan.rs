@@ -21,7 +21,7 @@ use crate::policy::select::{self, Candidate, Choice, Fault, Selection};
 use crate::policy::start::Trouble;
 use crate::policy::timeouts;
 use crate::policy::verdict::{self, Case, PodEnd, Verdict};
-use crate::policy::{Images, image};
+use crate::policy::{Images, image, resources};
 
 /// Everything that a plan is made from.
 #[derive(Clone, Debug)]
@@ -243,7 +243,7 @@ impl<'a> Planner<'a> {
         let (why, actions) = if self.now >= expiry && !pods_left {
             (Why::Expired, vec![Action::DeleteJob])
         } else {
-            (Why::Kept, self.delete_pods(self.grace(), |_| true))
+            (Why::Kept, self.clear_away())
         };
         self.plan(why, actions, &[expiry])
     }
@@ -257,6 +257,9 @@ impl<'a> Planner<'a> {
             && let Err(why) = self.take_over(pod)
         {
             return self.without_pod(why);
+        }
+        if let Some(verdict) = ours.and_then(|pod| self.short_of_resources(pod)) {
+            return self.end(&verdict);
         }
         let seen = ours.map(|pod| self.inspect(pod));
         if let (Some(pod), Some(seen)) = (ours, &seen) {
@@ -441,6 +444,18 @@ impl<'a> Planner<'a> {
         (same && self.observed.identity.owns(pod)).then_some(pod.as_ref())
     }
 
+    /// The verdict on a pod without the resources that it has as a whole: an API server that does not know them drops
+    /// them without a word.
+    fn short_of_resources(&self, pod: &Pod) -> Option<Verdict> {
+        let granted = self.draft.status.resources.contains_key(resources::POD);
+        let given = pod.spec.as_ref().is_some_and(|spec| spec.resources.is_some());
+        (granted && !given).then(|| {
+            let message = "this cluster does not know resources of a pod as a whole, which Kubernetes has from 1.34 on: remove \
+                 the variables KUBERNETES_POD_* of the job, or `resources.pod` of its JobClass";
+            Verdict::new(Reason::PodRejected, message)
+        })
+    }
+
     fn inspect(&self, pod: &Pod) -> Inspection {
         let (status, request) = (&self.draft.status, &self.observed.job.spec.request);
         let setting = Setting {
@@ -454,8 +469,8 @@ impl<'a> Planner<'a> {
 
     fn end(mut self, verdict: &Verdict) -> Plan {
         self.draft.finish(verdict);
-        let mut actions = self.delete_pods(self.grace(), |_| true);
-        actions.extend(self.delete_secrets());
+        let pods = self.clear_away();
+        let actions = if pods.is_empty() { self.delete_secrets().into_iter().collect() } else { pods };
         let expiry = timeouts::after(self.now, self.ttl());
         self.plan(Why::Ended(verdict.reason), actions, &[expiry])
     }
@@ -501,6 +516,14 @@ impl<'a> Planner<'a> {
             Some(PodStatus { name, node: None, .. }) => format!("pod \"{name}\""),
             None => "the job's pod".to_owned(),
         }
+    }
+
+    /// Deletes the pods of the job, and before them what the shim has stored for it: as long as a pod is to be deleted,
+    /// that may have failed.
+    fn clear_away(&self) -> Vec<Action> {
+        let pods = self.delete_pods(self.grace(), |_| true);
+        let secrets = self.delete_secrets().filter(|_| !pods.is_empty());
+        secrets.into_iter().chain(pods).collect()
     }
 
     /// Deletes what the shim has stored for the job, if it has.

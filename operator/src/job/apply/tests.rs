@@ -18,7 +18,6 @@ use super::*;
 use crate::fixture::{self, at};
 use crate::job::plan::{Current, plan};
 use crate::policy::queue::Room;
-use crate::policy::select::Candidate;
 use crate::telemetry::Metrics;
 
 const POD: &str = "cij-4711-0123456789-3f2a91bc-1";
@@ -40,8 +39,6 @@ enum Expected {
 enum Answer {
     /// It is done.
     Done,
-    /// It is done, without the fields that an older version does not know.
-    Older,
     /// It is not, with this code, reason and message.
     Refused(u16, &'static str, &'static str),
 }
@@ -105,9 +102,6 @@ async fn serve(mut handle: mock::Handle<Request<Body>, Response<Body>>, expected
                 assert_eq!(body["metadata"]["name"], POD);
                 body["metadata"]["uid"] = json!("pod-uid-1");
                 body["metadata"]["creationTimestamp"] = json!("2027-01-15T08:00:00Z");
-                if matches!(answer, Answer::Older) {
-                    body["spec"].as_object_mut().unwrap().remove("resources");
-                }
             }
             Expected::DeletePod(_) | Expected::DeleteJob(_) => seen.deletions.push(body.clone()),
         }
@@ -115,7 +109,7 @@ async fn serve(mut handle: mock::Handle<Request<Body>, Response<Body>>, expected
             Answer::Done if matches!(call, Expected::DeletePod(_) | Expected::DeleteJob(_)) => {
                 (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
             }
-            Answer::Done | Answer::Older => (200, body),
+            Answer::Done => (200, body),
             Answer::Refused(code, reason, message) => (
                 code,
                 json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}),
@@ -257,21 +251,6 @@ async fn a_pod_that_the_cluster_refuses_ends_the_job_in_the_servers_words() {
         let message = run.seen.statuses[1].status.as_ref().unwrap().message.clone().unwrap();
         assert!(message.contains(words), "{message}");
     }
-}
-
-#[tokio::test]
-async fn resources_of_the_pod_that_the_cluster_does_not_know_end_the_job() {
-    let mut class = fixture::class();
-    class.spec.resources.pod.limits = [("memory".to_owned(), "1Gi".to_owned())].into();
-    let observed = Observed { classes: vec![Arc::new(Candidate::new(Arc::new(class)))], ..fresh() };
-    let knows = run(&observed, 20, &[Status(Done), Create(Done), Status(Done)]).await;
-    assert_eq!(knows.statuses()[1], (Some(Phase::Starting), Some(Reason::Scheduling)));
-    let older = run(&observed, 20, &[Status(Done), Create(Answer::Older), Status(Done)]).await;
-    assert_eq!(older.statuses()[1], (Some(Phase::Errored), Some(Reason::PodRejected)));
-    assert!(older.memory.pod(fixture::JOB_UID, Instant::now()).is_some(), "so that it is deleted");
-    // Without them there is nothing to miss.
-    let run = run(&fresh(), 20, &[Status(Done), Create(Answer::Older), Status(Done)]).await;
-    assert_eq!(run.statuses()[1], (Some(Phase::Starting), Some(Reason::Scheduling)));
 }
 
 #[tokio::test]

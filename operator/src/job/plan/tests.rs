@@ -97,6 +97,31 @@ pub(super) fn started() -> Observed {
     then(&job, &up, Some(running(first_pod())))
 }
 
+/// A class that limits the pod as a whole.
+fn limiting_pods() -> Arc<Candidate> {
+    let mut class = fixture::class();
+    class.spec.resources.pod.limits = [("memory".to_owned(), "1Gi".to_owned())].into();
+    ready(class)
+}
+
+#[test]
+fn a_pod_without_the_resources_that_it_has_as_a_whole_ends_the_job() {
+    let job = fixture::job();
+    let created = plan_at(&Observed { classes: vec![limiting_pods()], ..observed(job.clone()) }, 20);
+    let [Action::CreatePod(pod)] = &created.actions[..] else { panic!("{:?}", created.actions) };
+    let mut seen = first_pod();
+    seen.spec.as_mut().unwrap().resources = pod.spec.as_ref().unwrap().resources.clone();
+    assert!(seen.spec.as_ref().unwrap().resources.is_some());
+    assert_eq!(plan_at(&then(&job, &created, Some(seen)), 150).why, Why::Starting);
+    // An API server that does not know the field leaves it out.
+    let without = plan_at(&then(&job, &created, Some(first_pod())), 150);
+    assert_eq!(stands(&without), (Some(Phase::Errored), Some(Reason::PodRejected)));
+    assert_eq!(without.actions, [delete(1)]);
+    // Without them there is nothing to miss.
+    let plain = plan_at(&observed(job.clone()), 20);
+    assert_eq!(plan_at(&then(&job, &plain, Some(first_pod())), 150).why, Why::Starting);
+}
+
 pub(super) fn reporting(mut observed: Observed, outcome: Outcome) -> Observed {
     let mut job = CiJob::clone(&observed.job);
     job.spec.report = Some(report(outcome));

@@ -294,6 +294,10 @@ fn a_class_that_gives_no_pod_is_found_without_a_job() {
             json!({"containerSecurityContext": {"privileged": true}}),
             "it gives no pod: container \"agent\" is privileged, and the class does not say that it accepts that (`pod.acceptPrivileged`)",
         ),
+        (
+            json!({"serviceSecurityContext": {"privileged": true}}),
+            "it gives no pod: container \"svc-0\" is privileged, and the class does not say that it accepts that (`pod.acceptPrivileged`)",
+        ),
         (json!({"dnsPolicy": "None"}), "pod.dnsPolicy: None needs at least one of pod.dnsConfig.nameservers"),
     ];
     for (pod, problem) in table {

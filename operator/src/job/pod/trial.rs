@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use roadstead_crds::JobClassSpec;
-use roadstead_crds::jobclass::{BuildImage, DnsPolicy};
+use roadstead_crds::jobclass::{BuildImage, DnsPolicy, Services};
 use roadstead_crds::request::{
     GitRef, GitRefType, ImageRequest, JobIdentity, JobRequest, ProjectIdentity, RunnerIdentity,
+    ServiceRequest,
 };
 
 use crate::job::Identity;
@@ -34,7 +35,7 @@ fn pod_problem(spec: &JobClassSpec) -> Option<String> {
     let name = "trial";
     let request = any_job();
     // Any image will do: which ones the class allows is not the question.
-    let open = JobClassSpec { image: BuildImage::default(), ..spec.clone() };
+    let open = JobClassSpec { image: BuildImage::default(), services: Services::default(), ..spec.clone() };
     // What is wrong with these is found elsewhere, field by field.
     let terms = Terms::grant(&request, name, &open).ok()?;
     let placement = class::place(&request, name, spec).ok()?;
@@ -51,7 +52,7 @@ fn pod_problem(spec: &JobClassSpec) -> Option<String> {
     build(order, name).err().map(|error| format!("it gives no pod: {error}"))
 }
 
-/// A job that asks for nothing.
+/// A job that asks for nothing but a service.
 fn any_job() -> JobRequest {
     let word = || "trial".to_owned();
     JobRequest {
@@ -68,7 +69,7 @@ fn any_job() -> JobRequest {
         tag_source: None,
         class_name: None,
         image: Some(ImageRequest { name: word(), pull_policy: Vec::new(), user: None }),
-        services: Vec::new(),
+        services: vec![ServiceRequest { name: word(), ..ServiceRequest::default() }],
         registry_credentials: false,
         overrides: BTreeMap::new(),
         timeout_seconds: 3600,
