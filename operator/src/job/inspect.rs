@@ -469,7 +469,7 @@ mod tests {
         let look = |state: &Value, ready: bool| look_at(&service, state, ready);
         // Whether it is ready at the moment is not written down.
         let ready = ServiceStatus { state: ServiceState::Ready, ..service.clone() };
-        assert_eq!(look_at(&ready, &running(), false).services, [ready.clone()]);
+        assert_eq!(look_at(&ready, &running(), false).services, std::slice::from_ref(&ready));
         assert_eq!(look_at(&ready, &terminated(3, "Error"), false).services[0].state, ServiceState::Ended);
         let oom = terminated(137, "OOMKilled");
         let start_error = json!({"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: \"x\": not found"}});

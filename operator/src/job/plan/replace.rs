@@ -70,10 +70,11 @@ impl Planner<'_> {
     /// done in the pod.
     pub(super) fn lose(mut self, verdict: &Verdict) -> Plan {
         self.draft.lose_pod(verdict);
-        let deadlines: Vec<_> =
-            self.draft.status.loss().map(|lost| self.replacement_deadline(lost)).into_iter().collect();
-        let strays = self.delete_strays();
-        self.plan(Why::Lost, strays, &deadlines)
+        match self.draft.status.loss().cloned() {
+            // The shim may have asked already, of a job whose status somebody has removed since.
+            Some(lost) => self.after_the_loss(&lost),
+            None => self.end(verdict),
+        }
     }
 
     /// The pod is lost, and nothing has taken its place yet.

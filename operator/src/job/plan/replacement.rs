@@ -7,7 +7,7 @@ use roadstead_crds::report::Outcome;
 use roadstead_crds::{CiJob, Phase, Reason};
 
 use super::tests::{
-    FIRST, SECOND, delete, first_pod, plan_at, reporting, running, stands, started, then, unchanged,
+    FIRST, SECOND, delete, first_pod, observed, plan_at, reporting, running, stands, started, then, unchanged,
 };
 use super::*;
 use crate::fixture::{self, at};
@@ -91,6 +91,25 @@ fn the_time_for_the_start_begins_when_there_is_room_for_the_other_pod() {
     assert_eq!(free.why, Why::NewPod);
     let next = plan_at(&Observed { current: Current::Unborn, ..then(&job, &free, None) }, 700_100);
     assert_eq!(next.why, Why::Unsure, "{:?}", next.status.message);
+}
+
+#[test]
+fn a_lost_pod_whose_status_is_removed_is_replaced_at_once_where_the_shim_has_asked() {
+    let mut job = CiJob::clone(&started().job);
+    job.spec.replace = Some(FIRST.to_owned());
+    job.status = None;
+    let evicted = serde_json::json!({"phase": "Failed", "reason": "Evicted", "message": "disk pressure"});
+    let pods = vec![Arc::new(fixture::with_status(first_pod(), Some("node-1"), evicted))];
+    let identity = Identity::of(&job).unwrap();
+    let found = forgotten(None, &identity, &pods).unwrap();
+    let current = Current::Present { pod: Arc::clone(found), watched: true };
+    let seen = Observed { current, pods: pods.clone(), ..observed(job) };
+    let plan = plan_at(&seen, 60_000);
+    assert_eq!(
+        (plan.why, plan.status.lost_pod.as_ref().map(|lost| lost.name.as_str())),
+        (Why::Replaced, Some(FIRST))
+    );
+    assert_eq!(plan.actions.len(), 2, "the old one goes, the new one comes");
 }
 
 #[test]
