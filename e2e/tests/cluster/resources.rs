@@ -92,7 +92,7 @@ async fn a_job_may_set_what_its_containers_use_together() -> Result<()> {
     let spec = JobSpec::fresh()
         .image(bench.image("busybox")?)
         .variable("KUBERNETES_POD_MEMORY_LIMIT", "256Mi")
-        .variable("KUBERNETES_POD_CPU_REQUEST", "50m")
+        .variable("KUBERNETES_POD_CPU_REQUEST", "300m")
         .script(["echo running", "sleep 300"]);
     let job = bench.harness_of(&class)?.start(&spec).await?;
     job.wait_log("running\n", DEADLINE).await?;
@@ -102,7 +102,7 @@ async fn a_job_may_set_what_its_containers_use_together() -> Result<()> {
     let log = job.finish(DEADLINE).await?.text();
     let resources = pod.resources.context("the pod has no resources of its own")?;
     assert_eq!(resources.limits.unwrap_or_default()["memory"].0, "256Mi");
-    assert_eq!(resources.requests.unwrap_or_default()["cpu"].0, "50m");
+    assert_eq!(resources.requests.unwrap_or_default()["cpu"].0, "300m");
     let line = "  pod memory limit  256Mi  at most 512Mi  256Mi    KUBERNETES_POD_MEMORY_LIMIT";
     assert!(log.contains(line), "no {line:?} in\n{log}");
     Ok(())
