@@ -179,12 +179,13 @@ where
     }
 }
 
-/// Leaves of a pod what plans are made from: who it is, whose it is, where it is and how it does.
+/// Leaves of a pod what plans are made from: who it is, whose it is, where it is, what it has as a whole and how it
+/// does.
 fn reduce(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
     pod.annotations_mut().clear();
-    let node_name = pod.spec.take().and_then(|spec| spec.node_name);
-    pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
+    let PodSpec { node_name, resources, .. } = pod.spec.take().unwrap_or_default();
+    pod.spec = Some(PodSpec { node_name, resources, ..PodSpec::default() });
 }
 
 #[cfg(test)]
@@ -196,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::fixture;
+    use k8s_openapi::api::core::v1::ResourceRequirements;
     use kube::runtime::controller::{self, Action, ReconcileRequest};
     use kube::runtime::reflector::{self, ObjectRef};
     use kube::runtime::{Config, applier};
@@ -241,6 +243,7 @@ mod tests {
             Some("n"),
             json!({"phase": "Running"}),
         );
+        pod.spec.get_or_insert_default().resources = Some(ResourceRequirements::default());
         let before = pod.clone();
         reduce(&mut pod);
         assert_eq!(pod.metadata.labels, before.metadata.labels);
@@ -248,6 +251,7 @@ mod tests {
         assert_eq!(pod.status, before.status);
         let spec = pod.spec.unwrap();
         assert_eq!(spec.node_name.as_deref(), Some("n"));
+        assert!(spec.resources.is_some(), "whether the API server knows these");
         assert!(spec.containers.is_empty());
     }
 }
